@@ -1,0 +1,1 @@
+"""What papers propose: one module per method, grouped by family."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning, and what keeps it from forgetting."""

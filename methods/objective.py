@@ -1,0 +1,54 @@
+"""Objectives: methods that are a loss, minimised by the one training loop.
+
+A subclass says what the loss of a batch is, as a *sum* over units, and how many units a batch holds. The loop
+divides by the units of the whole global batch, so that neither accumulation, padding, packing nor the number
+of processes changes the gradient.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from methods.batch import Batch
+from methods.kinds import Causal
+from methods.method import Context, Method
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch, summed over its units, and sums of what else is worth logging (per unit)."""
+
+    sum: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Method):
+    """Base of all methods that train one model by minimising a loss over a data set."""
+
+    trained = ("policy",)
+    # Whether examples of a batch are coupled (a batch median, in-batch negatives), and over what:
+    # "micro-batch" makes the micro-batch part of the run's identity.
+    couples: ClassVar[str | None] = None
+    kind: Causal
+
+    def run(self, context: Context) -> Mapping[str, float]:
+        """Prepare, then train."""
+        self.kind = context.kind
+        return {**self.prepare(context), **context.train(self)}
+
+    def prepare(self, context: Context) -> Mapping[str, float]:
+        """Once, before training: weights, reference log-probabilities, synthetic data. Returns what to report."""
+        return {}
+
+    def loss(self, roles: Mapping[str, nn.Module], batch: Batch) -> Loss:
+        """The summed loss of one micro-batch."""
+        raise NotImplementedError(f"{type(self).__name__} must implement loss")
+
+    def count(self, batch: Batch) -> int:
+        """How many units the loss of `batch` is a sum over: its target tokens, unless overridden."""
+        return batch.target_count
+
+    def after_step(self, step: int) -> None:
+        """Called after each optimizer step: moving averages, schedules."""

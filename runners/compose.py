@@ -1,0 +1,294 @@
+"""From overrides to a checked run: compose with Hydra, check every group, give the run its identity.
+
+Nothing here imports torch or touches a model, so that all the cells of a sweep are checked before the first
+one starts. Whatever is wrong is one line naming the key, the value and the rule.
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from evals import mini_world
+from evals.task_index import TaskRequest, check_requests
+from runners import fingerprint, signatures
+from runners.errors import UserError, nearest
+from runners.expand import choices, config_roots, expand, plugin_overrides, value_of, without
+from runners.schema import GROUPS, PARTS, TARGETS, Root
+
+# Keys that say only where a run happens and where it is logged: not part of its identity.
+_WHERE = {
+    "evaluation": ("batch_size", "data_root", "include_path", "confirm_run_unsafe_code"),
+    "engine": ("zero_stage", "offload", "activation_checkpointing", "threads"),
+    "training": ("micro_batch_size", "checkpoint_every", "log_every"),
+    "dataset": ("data_root",),
+}
+_IDENTITY_GROUPS = ("model", "dataset", "method", *PARTS, "optimizer", "training", "evaluation", "engine")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One checked run: everything that decides its result, and where it is kept."""
+
+    config: dict[str, Any]  # resolved; groups filled with their defaults
+    overrides: list[str]  # what composes it again
+    choices: dict[str, str]  # group -> chosen name
+    parent: "RunSpec | None"  # the run that model.from_run names
+
+    @property
+    def experiment(self) -> str:
+        """The folder's name: the experiment's, or `runs` for a run of no experiment."""
+        experiment = self.config["experiment"]
+        return experiment["name"] if experiment else "runs"
+
+    @property
+    def row(self) -> str | None:
+        return self.config["row"]
+
+    @property
+    def scale(self) -> str:
+        return self.config["scale"]["name"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the resolved configuration without what says only where it runs and is logged."""
+        return fingerprint.of_data(self._what_decides())
+
+    @cached_property
+    def source(self) -> str:
+        """Fingerprint of the code that produces the result; a done run with another one is stale."""
+        roots = [self.config["method"]["_target_"].rpartition(".")[0], *fingerprint.ENGINE_MODULES]
+        for part in PARTS:
+            if self.config[part]["_target_"]:
+                roots.append(self.config[part]["_target_"].rpartition(".")[0])
+        own = fingerprint.of_sources(roots)
+        return fingerprint.of_data([own, self.parent.source]) if self.parent else own
+
+    @property
+    def name(self) -> str:
+        """Readable and unique: `flow-mini-s1-1a2b3c4d`."""
+        what = self.row or self.choices["method"].replace("/", "_")
+        return f"{what}-{self.choices['model'].replace('/', '_')}-s{self.seed}-{self.identity[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config["outputs"]) / self.experiment / self.name
+
+    def _what_decides(self) -> dict[str, Any]:
+        decides: dict[str, Any] = {"seed": self.seed}
+        for group in _IDENTITY_GROUPS:
+            left_out = _WHERE.get(group, ())
+            decides[group] = {key: value for key, value in self.config[group].items() if key not in left_out}
+        if self.parent:
+            decides["model"]["from_run"] = self.parent.identity
+        target = signatures.read(self.config["method"]["_target_"])
+        if target.attributes.get("couples") == "micro-batch":
+            # The micro-batch changes the result of an objective that couples its examples.
+            decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
+        decides["content"] = fingerprint.of_inputs(self.config)
+        return decides
+
+
+def run_spec(overrides: list[str], *, children: tuple[str, ...] = ()) -> RunSpec:
+    """Compose and check the run that `overrides` name (its experiment's row included).
+
+    Raises:
+        UserError: anything wrong with it.
+    """
+    overrides = expand(plugin_overrides(without(overrides, "job")))
+    config, chosen = _compose(overrides)
+    checked = check(config)
+    parent = None
+    if checked["model"]["from_run"] is not None:
+        parent = _parent(checked, overrides, children)
+    return RunSpec(checked, overrides, chosen, parent)
+
+
+def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, ...]) -> RunSpec:
+    named = config["model"]["from_run"]
+    key = " ".join(named)
+    if key in children:
+        raise UserError(f"model.from_run={named}: must not lead back to the run itself")
+    # Where things are kept and logged is the child's choice; what is computed is the parent's own.
+    inherited = [word for word in overrides
+                 if word.partition("=")[0] in ("outputs", "plugins", "hydra.searchpath", "tracker", "rerun")
+                 or word.startswith(("tracker.", "engine.threads"))]
+    return run_spec([*inherited, *named], children=(*children, key))
+
+
+def _compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    check_choices(overrides)
+    try:
+        config = compose("config", overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    chosen = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
+    return config, chosen
+
+
+def check_choices(overrides: list[str]) -> None:
+    """Every `group=choice` among the overrides names a file.
+
+    Raises:
+        UserError: it does not; with the nearest names.
+    """
+    roots = config_roots(overrides)
+    groups = {path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("+")
+        if group not in groups or group == "hydra" or value in ("null", ""):
+            continue
+        known = choices(group, roots)
+        # A sweep's list (a,b) is checked choice by choice, once it is split into cells.
+        if value not in known and not re.search(r"[,(\[{]", value):
+            raise UserError(f"{group}={value}: no such choice{nearest(value, known)}; `retable job=list` shows all")
+
+
+def check(config: DictConfig) -> dict[str, Any]:
+    """Check a composed configuration group by group; return it resolved, with defaults filled in.
+
+    Raises:
+        UserError: an unknown key, a wrong type, a value out of range, an unknown lm-eval task, a method that
+            does not fit the model's kind, a missing file.
+    """
+    try:
+        data = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from error
+    assert isinstance(data, dict)
+    data = {str(key): value for key, value in data.items()}
+    root = {key: value for key, value in data.items() if key not in (*GROUPS, *TARGETS, *PARTS)}
+    checked: dict[str, Any] = check_values("", Root, root)
+    for group, schema in GROUPS.items():
+        checked[group] = check_values(group, schema, data[group])
+    for group in (*TARGETS, *PARTS):
+        checked[group] = check_target(group, data[group])
+    _check_combination(checked)
+    return checked
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    plain = config.copy()
+    OmegaConf.set_struct(plain, False)
+    plain.pop("hydra", None)
+    assert isinstance(plain, DictConfig)
+    return plain
+
+
+def check_values(prefix: str, schema: type, values: Any) -> dict[str, Any]:
+    """Check `values` against a dataclass; return them with its defaults filled in."""
+    where = f"{prefix}." if prefix else ""
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix}={values}: must be a mapping of keys")
+    known = {field.name for field in dataclasses.fields(schema)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}{key}={values[key]}: unknown key{nearest(str(key), known)}")
+    try:
+        # Through JSON: strict about types, yet a YAML list may stand for a tuple.
+        built = TypeAdapter(schema).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise UserError(_rule_broken(prefix, values, error)) from error
+    return dataclasses.asdict(built)
+
+
+def _rule_broken(prefix: str, values: dict[str, Any], error: ValidationError) -> str:
+    """One line for the first value that pydantic refused: key, value, rule."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return rule
+    # Beyond the value's own place, pydantic names the alternative of a union that was tried.
+    place: list[str] = []
+    value: Any = values
+    for part in first["loc"]:
+        if isinstance(value, dict | list):
+            value = value[part] if isinstance(value, list) else value.get(part)
+            place.append(str(part))
+    key = ".".join([*([prefix] if prefix else []), *place])
+    rules = dict.fromkeys(item["msg"].removeprefix("Input ") for item in problems if item["loc"][: len(place)] == first["loc"][: len(place)])
+    return f"{key}={value}: {' or '.join(rules)}"
+
+
+def check_target(group: str, values: Any) -> dict[str, Any]:
+    """Check a group entry against the signature of the target it names."""
+    if not isinstance(values, dict) or "_target_" not in values:
+        raise UserError(f"{group}={values}: must be a mapping with a _target_")
+    path = values["_target_"]
+    if path is None:
+        return {"_target_": None}
+    target = signatures.read(str(path))
+    own = {key: value for key, value in values.items() if key != "_target_"}
+    if target.config is not None:
+        return {"_target_": path, **check_values(group, target.config, own)}
+    for key in own:
+        if target.parameters is not None and key not in target.parameters:
+            raise UserError(f"{group}.{key}={own[key]}: {path} takes no such key{nearest(key, target.parameters)}")
+    if group == "optimizer":
+        rate = own.get("lr")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
+            raise UserError(f"optimizer.lr={rate}: must be a number greater than 0")
+    return {"_target_": path, **own}
+
+
+def _check_combination(config: dict[str, Any]) -> None:
+    """Rules over several groups."""
+    if config["experiment"] is None and config["scale"]["name"] == "full":
+        raise UserError("scale=full: only an experiment has a sourced full setting; name one (experiment=...)")
+    method = signatures.read(config["method"]["_target_"])
+    kinds = method.attributes.get("kinds")
+    if kinds is not None and config["model"]["kind"] not in kinds:
+        raise UserError(f"method={config['method']['_target_']}: fits models of kind {', '.join(kinds)}, "
+                        f"got model.kind={config['model']['kind']}")
+    fingerprint.check_files(config)
+    if config["dataset"]["source"] == "mini_world" and config["dataset"]["skill"] not in ("pretraining", *mini_world.SKILLS):
+        skill = config["dataset"]["skill"]
+        raise UserError(f"dataset.skill={skill}: no such skill{nearest(skill, mini_world.SKILLS)}; "
+                        f"pretraining, or one of {', '.join(mini_world.SKILLS)}")
+    try:
+        requests = [TaskRequest(**task) for task in config["evaluation"]["tasks"]]
+        if requests:
+            check_requests(requests, config["evaluation"]["include_path"])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra or OmegaConf."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).partition("/")
+        return f"{group}={choice}: no such choice{nearest(choice, choices(group, config_roots([])))}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    not_there = re.match(r"Could not override '([^']+)'", lines[0]) if lines else None
+    if not_there:
+        key = not_there.group(1)
+        return f"{key}: no such key{nearest(key, _known_keys())}"
+    key_line = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    return (f"{key_line}: " if key_line else "") + (lines[0] if lines else type(error).__name__)
+
+
+def _known_keys() -> list[str]:
+    keys = [field.name for field in dataclasses.fields(Root)]
+    for group, schema in GROUPS.items():
+        keys += [f"{group}.{field.name}" for field in dataclasses.fields(schema)]
+    return keys
+
+
+def setting(overrides: list[str], key: str) -> str | None:
+    """The value `overrides` give to a root key, experiment's rows included."""
+    return value_of(expand(overrides), key)

@@ -1,0 +1,183 @@
+"""Fingerprints: of configurations, of source, of the data and models a run reads."""
+
+import ast
+import hashlib
+import json
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from evals.local_data import local_copy
+from runners.errors import UserError
+from runners.signatures import imported_modules, module_path
+
+# What every result goes through, besides its method: their source makes a done run stale when it changes.
+ENGINE_MODULES = (
+    "runners.run",
+    "runners.models",
+    "runners.data",
+    "runners.batches",
+    "runners.engine",
+    "runners.training",
+    "evals.harness",
+    "evals.mini_world",
+)
+# Modules that these import but that cannot change a number.
+_NEUTRAL = frozenset({"runners.errors", "runners.tracker", "runners.record", "runners.progress", "runners.compose",
+                      "runners.expand", "runners.fingerprint", "runners.signatures", "runners.schema"})
+_OURS = ("runners", "methods", "evals")
+
+
+def of_data(data: Any) -> str:
+    """SHA-256 (hex, 16 characters) of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def of_sources(roots: list[str]) -> str:
+    """Fingerprint of modules and of all modules of ours that they import, read and never imported.
+
+    Comments, docstrings and layout do not count: only what can change a result does.
+    """
+    seen: dict[str, str] = {}
+    queue = list(roots)
+    while queue:
+        module = queue.pop()
+        if module in seen or module in _NEUTRAL:
+            continue
+        path = module_path(module)
+        if path is None:
+            continue  # a name inside a module, or something built in
+        seen[module] = _of_module(path, path.stat().st_mtime_ns)
+        ours = (*_OURS, *{root.split(".")[0] for root in roots})
+        queue += [name for name in imported_modules(module) if name.split(".")[0] in ours]
+    tasks = module_path("evals")
+    if tasks is not None:
+        for path in sorted((tasks.parent / "tasks").rglob("*.y*ml")):
+            seen[path.name] = _of_bytes(path, path.stat().st_mtime_ns)
+    return of_data(seen)
+
+
+@lru_cache(maxsize=1024)
+def _of_module(path: Path, _modified: int) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and body:
+            first = body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _of_bytes(path: Path, _modified: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def of_inputs(config: dict[str, Any]) -> dict[str, str]:
+    """What a run reads: local models and data by content, hub ones by resolved revision."""
+    found = {}
+    dataset, model = config["dataset"], config["model"]
+    if dataset["source"] == "file":
+        found["dataset"] = _of_path(Path(dataset["path"]))
+    elif dataset["source"] == "hub":
+        copy = local_copy(dataset["path"], dataset["data_root"])
+        if copy:
+            if dataset["split"] not in copy:
+                raise UserError(f"dataset.split={dataset['split']}: the local copy of {dataset['path']} below "
+                                f"{dataset['data_root']} has only {', '.join(copy)}")
+            found["dataset"] = _of_path(copy[dataset["split"]])
+        else:
+            found["dataset"] = _hub_revision(dataset["path"], dataset["revision"], "dataset")
+    for key in ("id", "tokenizer"):
+        name = model[key]
+        if name is None or name == "bytes":
+            continue
+        found[f"model.{key}"] = (_of_path(Path(name)) if Path(name).is_dir()
+                                 else _hub_revision(name, model["revision"] if key == "id" else None, "model"))
+    return found
+
+
+def check_files(config: dict[str, Any]) -> None:
+    """Files and folders that the configuration names exist.
+
+    Raises:
+        UserError: one does not.
+    """
+    dataset, model = config["dataset"], config["model"]
+    if dataset["source"] == "file" and not Path(dataset["path"]).is_file():
+        raise UserError(f"dataset.path={dataset['path']}: no such file")
+    for key, name in (("model.id", model["id"]), ("model.tokenizer", model["tokenizer"])):
+        # A hub id is `name` or `owner/name`; anything else can only be a folder.
+        if name and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+            raise UserError(f"{key}={name}: neither a hub id nor an existing folder")
+    folders = [("evaluation.data_root", config["evaluation"]["data_root"]), ("dataset.data_root", dataset["data_root"])]
+    folders += [("evaluation.include_path", folder) for folder in config["evaluation"]["include_path"]]
+    for key, folder in folders:
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"{key}={folder}: no such folder")
+
+
+def _of_path(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return of_data([[file.relative_to(path.parent).as_posix(), _of_bytes(file, file.stat().st_mtime_ns)]
+                    for file in files])
+
+
+@lru_cache(maxsize=256)
+def _hub_revision(name: str, revision: str | None, kind: str) -> str:
+    """The commit a hub id stands for; the asked name itself when the hub cannot be reached."""
+    wanted = revision or "main"
+    if re.fullmatch(r"[0-9a-f]{40}", wanted):
+        return wanted
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            info = HfApi().repo_info(name, revision=wanted, repo_type=kind, timeout=5)
+            return str(info.sha)
+        except (HfHubHTTPError, OSError):
+            pass  # no network, or a gated set: what the cache holds is what will be loaded
+    folder = f"{kind}s--{name.replace('/', '--')}"
+    reference = Path(constants.HF_HUB_CACHE) / folder / "refs" / wanted
+    return reference.read_text().strip() if reference.is_file() else wanted
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit, for environment.json."""
+    import platform
+    import subprocess
+    from importlib.metadata import distributions
+
+    def git(*words: str) -> str | None:
+        folder = Path(__file__).parent
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    wanted = {"torch", "transformers", "datasets", "deepspeed", "lm_eval", "wandb", "hydra-core", "omegaconf", "peft",
+              "tokenizers", "numpy", "retable"}
+    packages = {item.name: item.version for item in distributions() if item.name in wanted}
+    try:
+        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except OSError:  # no git here
+        commit, dirty = None, False
+    processor = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    return {
+        "git": {"commit": commit, "dirty": dirty},
+        "python": platform.python_version(),
+        "packages": packages,
+        "hardware": {"processor": processor or platform.processor(), "cores": os.cpu_count(),
+                     "machine": platform.machine(), "system": platform.platform(), "host": platform.node()},
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []

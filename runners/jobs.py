@@ -1,0 +1,159 @@
+"""What `job=` chooses: run, table, list."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from runners import record
+from runners.compose import RunSpec, run_spec
+from runners.errors import UserError
+from runners.expand import value_of
+from runners.plan import Plan, main_columns, plans
+from runners.table import CellRun, Table, build_table
+
+log = logging.getLogger(__name__)
+
+Checked = list[tuple[Plan, list[RunSpec]]]
+
+
+def start(job: str, overrides: list[str]) -> None:
+    """Do one job for the composed overrides of a command.
+
+    Raises:
+        UserError: whatever is wrong with what was asked for.
+    """
+    if job == "list":
+        from runners.listing import show
+
+        show(overrides)
+    elif job == "table":
+        # The row that a single run would take means nothing here: the table has all of them.
+        for plan in plans(_typed(overrides)):
+            table(plan, value_of(overrides, "tracker"))
+    elif job == "run":
+        spec = run_spec(overrides)
+        from runners.run import run
+
+        result = run(spec)
+        _print_result(spec, result)
+    else:
+        raise UserError(f"job={job}: must be one of run, table, list")
+
+
+def _typed(overrides: list[str]) -> list[str]:
+    """What the user typed after `experiment=`: a single job's overrides come expanded by its first row."""
+    place = next((number for number, word in enumerate(overrides) if word.startswith("experiment=")), None)
+    if place is None:
+        return overrides
+    return overrides[place:]
+
+
+def check_all(arguments: list[str]) -> Checked:
+    """Compose and check every cell of a command before the first one starts.
+
+    Raises:
+        UserError: naming every cell that cannot run (each problem once).
+    """
+    checked: Checked = []
+    problems: dict[str, int] = {}
+    for plan in plans(arguments):
+        specs = []
+        for cell in plan.cells:
+            try:
+                specs.append(run_spec(cell.overrides))
+            except UserError as error:
+                problems[str(error)] = problems.get(str(error), 0) + 1
+        checked.append((plan, specs))
+    if problems:
+        lines = [f"{text}{f' ({count} cells)' if count > 1 else ''}" for text, count in problems.items()]
+        raise UserError("; ".join(lines))
+    return checked
+
+
+def left_to_run(checked: Checked) -> list[RunSpec]:
+    """The cells to run, each once; a line for every one that is skipped."""
+    todo: dict[Path, RunSpec] = {}
+    for _, specs in checked:
+        for spec in specs:
+            known = record.status(spec)
+            again = spec.config["rerun"]
+            if known.state == "stale" and again == "missing":
+                log.warning("skipped: %s is stale (%s); rerun=stale runs it again", spec.name, known.reason)
+            elif known.state == "done" and again != "all":
+                log.info("skipped: %s is done", spec.name)
+            else:
+                todo[spec.folder] = spec
+    return list(todo.values())
+
+
+def table(plan: Plan, tracker: str | None) -> Table:
+    """Build a plan's table from what has run, print it, write its files, mirror it."""
+    from runners import render
+
+    runs, specs = [], []
+    for cell in plan.cells:
+        spec = run_spec(cell.overrides)
+        known = record.status(spec)
+        metrics = known.result["metrics"] if known.result else None
+        runs.append(CellRun(cell.row, cell.seed, known.state, metrics, str(spec.folder), known.reason))
+        specs.append(spec)
+    experiment = dict(plan.experiment)
+    if not experiment["columns"]:
+        columns = main_columns([run.metrics for run in runs if run.metrics and run.status == "done"])
+        if not columns:
+            log.warning("no table: none of its runs is done")
+            raise UserError("job=table: none of the runs is done and measured; nothing to show")
+        experiment["columns"] = {plan.scale: columns}
+    try:
+        built = build_table(experiment, plan.scale, runs)
+    except ValueError as error:
+        raise UserError(f"experiment={experiment['name']}: {error}") from error
+    render.render_terminal(built)
+    folder = Path(specs[0].config["outputs"]) / experiment["name"] / f"table-{plan.scale}"
+    if plan.variant:
+        folder = folder.with_name(f"{folder.name}-{plan.variant}")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = render.write_files(built, folder)
+    page = next((path for path in paths if path.suffix == ".html"), folder)
+    print(f"Table written to {folder} (open {page})")
+    _mirror(built, specs[0], folder)
+    return built
+
+
+def _mirror(built: Table, spec: RunSpec, folder: Path) -> None:
+    from runners.render import as_rows
+    from runners.tracker import open_tracker
+
+    columns, rows = as_rows(built)
+    # The same table is sent once, however often it is printed.
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+    seen = folder / ".mirrored"
+    if seen.is_file() and seen.read_text() == digest:
+        return
+    settings: dict[str, Any] = spec.config["tracker"]
+    with open_tracker(settings, folder=folder, name=f"{spec.experiment}-table-{spec.scale}", group=spec.experiment,
+                      job_type="table", config={"experiment": spec.experiment, "scale": spec.scale}) as tracker:
+        tracker.table("table", columns, rows)
+    record.write_atomically(seen, digest)
+
+
+def _print_result(spec: RunSpec, result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    shown = RichTable("task", "metric", "value", "± stderr", "items", title=spec.name, title_justify="left")
+    for task, values in result["metrics"].items():
+        for name, value in values.items():
+            if "_stderr" in name or not isinstance(value, int | float):
+                continue
+            metric, _, kept = name.partition(",")
+            error = values.get(f"{metric}_stderr,{kept}")
+            count = (result["samples"].get(task) or {}).get("effective", "")
+            shown.add_row(task, name, f"{value:.4f}", f"{error:.4f}" if isinstance(error, float) else "", str(count))
+    console = Console()
+    if shown.row_count:
+        console.print(shown)
+    for name, value in result["method_metrics"].items():
+        console.print(f"  {name}: {value:,.4g}", highlight=False)
+    print(f"Result: {spec.folder / 'result.json'}")

@@ -1,0 +1,79 @@
+"""The one entry point: `retable ...`.
+
+Imports nothing but Hydra (and the standard library) at the top, so that `--help`, `--cfg job` and tab
+completion cost little more than an empty Hydra app; everything else is imported when a job starts.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from runners.errors import UserError
+from runners.expand import expand, plugin_overrides
+
+
+def main() -> None:
+    """Run the command line. Exit code 0 only when everything asked for ended well.
+
+    A user's mistake is one line on stderr, naming key, value and rule; a defect keeps its traceback.
+    """
+    # Hydra would shorten every exception to a message of several lines; we print one, or the traceback.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        sys.argv[1:] = _arguments(sys.argv[1:])
+        _run_hydra()
+    except UserError as error:
+        _stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        from runners.compose import explain
+
+        _stop(explain(error))
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command continues what is missing", code=130)
+
+
+def _arguments(argv: list[str]) -> list[str]:
+    """argv with the overrides of the named experiment's row put before the user's own, which win."""
+    if any(word.startswith(("-sc", "--shell")) for word in argv):
+        return argv
+    flags = [word for word in argv if word.startswith("-") or "=" not in word]
+    overrides = [word for word in argv if word not in flags]
+    overrides = plugin_overrides(overrides)
+    if "-m" in argv or "--multirun" in argv:
+        from runners.sweeper import register
+
+        register()
+    else:
+        overrides = expand(overrides)
+    return flags + overrides
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def _run_hydra(config: DictConfig) -> None:
+    """One job inside Hydra: a single run, a cell of a sweep, a table or a listing."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from runners.jobs import start
+
+    try:
+        start(config.job, list(HydraConfig.get().overrides.task))
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the sweep goes on with its other cells
+        _stop(str(error))
+
+
+def _stop(message: str, code: int = 1) -> None:
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Load models and tokenizers: from the hub or a folder, from another run, or with random weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from evals.byte_tokenizer import byte_tokenizer
+from runners.errors import UserError
+
+# Its bars for reading and writing weights end up in the middle of ours.
+transformers_logging.disable_progress_bar()
+
+_CLASSES = {"causal": AutoModelForCausalLM}
+
+
+def load_tokenizer(settings: Mapping[str, Any], parent: Path | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of `model:` settings, with a padding token (EOS where it has none of its own).
+
+    Args:
+        settings: `model:`.
+        parent: the folder of the run that `model.from_run` names.
+
+    Raises:
+        UserError: it cannot be loaded, or is not a fast one (offsets into the text are needed).
+    """
+    if settings["tokenizer"] == "bytes":
+        return byte_tokenizer()
+    source = str(parent / "model") if parent else settings["tokenizer"] or settings["id"]
+    revision = settings["revision"] if source == settings["id"] else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision,
+                                                  trust_remote_code=settings["trust_remote_code"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.tokenizer={source}: cannot be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"model.tokenizer={source}: must be a fast tokenizer (from the `tokenizers` library)")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.tokenizer={source}: must define an EOS token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(settings: Mapping[str, Any], parent: Path | None, vocabulary: int, dtype: str | None = None) -> nn.Module:
+    """The model of `model:` settings on the CPU, in training mode.
+
+    Args:
+        settings: `model:`.
+        parent: the folder of the run that `model.from_run` names.
+        vocabulary: tokens of the tokenizer; the model must hold as many.
+        dtype: overrides `model.dtype`.
+
+    Raises:
+        UserError: it cannot be loaded or built, or does not fit the tokenizer.
+    """
+    loader = _CLASSES[settings["kind"]]
+    options = {"attn_implementation": settings["attention"], "dtype": getattr(torch, dtype or settings["dtype"])}
+    if settings["architecture"] is not None:
+        model = _random(loader, settings, options)
+    else:
+        source = str(parent / "model") if parent else settings["id"]
+        try:
+            model = loader.from_pretrained(source, revision=settings["revision"] if not parent else None,
+                                           trust_remote_code=settings["trust_remote_code"], use_safetensors=True, **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(f"model.id={source}: cannot be loaded: {_first_line(error)}") from error
+    if model.get_input_embeddings().num_embeddings < vocabulary:
+        raise UserError(f"model.tokenizer: has {vocabulary} tokens, the model only {model.get_input_embeddings().num_embeddings}")
+    assert isinstance(model, nn.Module)
+    return model.train()
+
+
+def _random(loader: Any, settings: Mapping[str, Any], options: dict[str, Any]) -> Any:
+    arguments = {key: value for key, value in settings["architecture"].items() if key != "model_type"}
+    model_type = settings["architecture"]["model_type"]
+    try:
+        config = AutoConfig.for_model(model_type, **arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.architecture.model_type={model_type}: {_first_line(error)}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["init_seed"])
+        return loader.from_config(config, **options)
+
+
+def context_length(model_or_config: Any) -> int:
+    """Tokens the model takes at most (from its configuration)."""
+    config = getattr(model_or_config, "config", model_or_config)
+    return int(getattr(config, "max_position_embeddings", None) or 2048)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,163 @@
+"""Which runs a command means: the cells of a table, from its overrides, before anything is composed."""
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from runners.errors import UserError
+from runners.expand import (
+    config_roots,
+    expand,
+    load_experiment,
+    plugin_overrides,
+    scale_of,
+    seeds_of,
+    value_of,
+    without,
+)
+
+Assignment = tuple[str, str]  # key, value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run that the command means: a row of the table at one seed."""
+
+    row: str
+    seed: int
+    overrides: list[str]  # complete: composing them gives the run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of one table, and the table's definition (an experiment's YAML, or one made up for a sweep)."""
+
+    experiment: dict[str, Any]
+    scale: str
+    cells: list[Cell] = field(default_factory=list)
+    variant: str = ""  # names what the user changed against the experiment; empty for the experiment itself
+
+
+def plans(arguments: Sequence[str]) -> list[Plan]:
+    """Split a command's overrides (with sweeps like `seed=1,2`) into cells, table by table.
+
+    An experiment contributes its rows x its seeds, unless `row=` or `seed=` name them; other sweeps multiply
+    that, each combination giving rows of its own. Without an experiment the cross product is the table.
+
+    Raises:
+        UserError: an override that cannot be parsed, an unknown experiment, row or scale.
+    """
+    combinations, swept = _split(plugin_overrides(without(list(arguments), "job")))
+    found: dict[tuple[str, str], list[list[Assignment]]] = {}
+    for combination in combinations:
+        words = _words(combination)
+        name = value_of(words, "experiment")
+        if name is None:
+            key = ("", value_of(words, "scale") or "mini")
+        else:
+            key = (name, scale_of(words, load_experiment(name, config_roots(words))))
+        found.setdefault(key, []).append(combination)
+    return [
+        _experiment_plan(name, scale, own, swept) if name else _sweep_plan(scale, own, swept)
+        for (name, scale), own in found.items()
+    ]
+
+
+def _split(arguments: list[str]) -> tuple[list[list[Assignment]], list[str]]:
+    """The cross product of all sweeps among the overrides, and the keys that are swept."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(arguments)
+    except HydraException as error:
+        raise UserError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
+    choices: dict[str, list[Assignment]] = {}
+    for override in parsed:
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise UserError(f"{override.input_line}: only lists of values can be swept here (choice, range, glob)")
+            choices[key] = [(key, str(value)) for value in override.sweep_string_iterator()]
+        else:
+            choices[key] = [(key, override.get_value_element_as_str())]
+    swept = [key for key, values in choices.items() if len(values) > 1]
+    return [list(combination) for combination in itertools.product(*choices.values())], swept
+
+
+def _words(combination: Sequence[Assignment]) -> list[str]:
+    return [key if key.startswith("~") else f"{key}={value}" for key, value in combination]
+
+
+def _suffix(combination: Sequence[Assignment], swept: Sequence[str], fixed: Sequence[str]) -> str:
+    return " ".join(f"{key.lstrip('+')}={value}" for key, value in combination if key in swept and key not in fixed)
+
+
+def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]], swept: list[str]) -> Plan:
+    experiment = dict(load_experiment(name, config_roots(_words(combinations[0]))))
+    fixed = ("experiment", "scale", "row", "seed")
+    rows: dict[str, Any] = {}
+    cells: dict[tuple[str, int], Cell] = {}
+    changed: set[str] = set()
+    for combination in combinations:
+        words = _words(combination)
+        suffix = _suffix(combination, swept, fixed)
+        changed |= {word for word in without(words, *fixed, "outputs", "plugins", "hydra.searchpath", "rerun", "keep")
+                    if not word.startswith(("tracker", "hydra/", "hydra."))}
+        chosen = value_of(words, "row")
+        for row in [chosen] if chosen else experiment["rows"]:
+            expanded = expand([*without(words, "row"), f"row={row}"])
+            definition = experiment["rows"][row]
+            key = f"{row} {suffix}".strip()
+            label = definition.get("label") or row
+            rows[key] = {**definition, "label": f"{label} ({suffix})" if suffix else label}
+            seed = value_of(words, "seed")
+            for number in seeds_of(experiment, row, scale) if seed is None or definition.get("seeds") else [int(seed)]:
+                cells[key, number] = Cell(key, number, [*without(expanded, "seed"), f"seed={number}"])
+            if seed is not None and not definition.get("seeds"):
+                rows[key]["seeds"] = None
+    experiment["rows"] = rows
+    seeds = sorted({cell.seed for cell in cells.values() if not rows[cell.row].get("seeds")})
+    if seeds:
+        experiment["scales"] = {**experiment["scales"], scale: {**experiment["scales"][scale], "seeds": seeds}}
+    _keep_what_fits(experiment, rows)
+    variant = hashlib.sha256(" ".join(sorted(changed)).encode()).hexdigest()[:8] if changed else ""
+    return Plan(experiment, scale, list(cells.values()), variant)
+
+
+def _keep_what_fits(experiment: dict[str, Any], rows: Mapping[str, Any]) -> None:
+    """Leave out published entries, claims and the baseline of rows that this command does not show."""
+    for key in ("published", "claims"):
+        experiment[key] = [entry for entry in experiment.get(key) or []
+                           if all(entry.get(role) in (None, *rows) for role in ("row", "minus", "over", "beats"))]
+    if experiment.get("baseline") not in rows:
+        experiment["baseline"] = None
+
+
+def _sweep_plan(scale: str, combinations: list[list[Assignment]], swept: list[str]) -> Plan:
+    """A plain sweep: one row per combination of what varies (seeds aside); the columns come with the results."""
+    cells, rows = [], {}
+    for combination in combinations:
+        words = _words(combination)
+        row = _suffix(combination, swept, ("seed",)) or value_of(words, "method") or "default"
+        rows[row] = {"label": row}
+        seed = int(value_of(words, "seed") or 1)
+        cells.append(Cell(row, seed, [*without(words, "seed"), f"seed={seed}"]))
+    digest = hashlib.sha256(" ".join(sorted(" ".join(cell.overrides) for cell in cells)).encode()).hexdigest()[:8]
+    seeds = sorted({cell.seed for cell in cells})
+    definition = {"name": "runs", "title": "A sweep of your own", "rows": rows, "columns": {},
+                  "scales": {scale: {"setting": "ours", "seeds": seeds}}}
+    return Plan(definition, scale, cells, digest)
+
+
+def main_columns(results: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Columns for a sweep that has no experiment: the first metric of every task measured."""
+    columns: dict[str, dict[str, Any]] = {}
+    for metrics in results:
+        for task, values in metrics.items():
+            first = next((name for name in values if "_stderr" not in name and "," in name), None)
+            if first is not None and task not in columns:
+                columns[task] = {"label": f"{task} {first.partition(',')[0]}", "metric": f"{task}/{first}"}
+    return columns

@@ -1,0 +1,148 @@
+"""What a run leaves behind: its folder, read and written without torch.
+
+    config.yaml       resolved configuration          environment.json  commit, versions, hardware, fingerprints
+    metrics.jsonl     one line per logged step         result.json       written last, atomically: its presence means done
+    failure.json      why the last attempt ended       run.log           what was logged
+    checkpoints/ model/ samples/ wandb/
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runners.compose import RunSpec
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of a run: done | stale | failed | missing, its result when done or stale, and why."""
+
+    state: str
+    result: dict[str, Any] | None = None
+    reason: str = ""
+
+
+def status(spec: RunSpec) -> Status:
+    """What is known of a run from its folder alone."""
+    result = read_result(spec.folder)
+    if result is not None:
+        if result.get("source") != spec.source:
+            return Status("stale", result, "the source of its method, evaluation or engine has changed")
+        return Status("done", result)
+    failure = spec.folder / "failure.json"
+    if failure.is_file():
+        return Status("failed", None, json.loads(failure.read_text())["error"])
+    return Status("missing", None, "it has not run")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a done run, or None."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(result, dict)
+    return result
+
+
+class Recorder:
+    """Writes the files of one run under way."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.folder = spec.folder
+
+    def open(self, environment: Mapping[str, Any]) -> None:
+        """Make the folder and write what is known before the run starts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "config.yaml", yaml.safe_dump(self.spec.config, sort_keys=False, allow_unicode=True))
+        write_json(self.folder / "environment.json", {
+            **environment,
+            "identity": self.spec.identity,
+            "source": self.spec.source,
+            "overrides": self.spec.overrides,
+            "seed": self.spec.seed,
+            "parent": self.spec.parent.name if self.spec.parent else None,
+            "started": now(),
+        })
+
+    def metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
+        """Append one line to metrics.jsonl."""
+        line = json.dumps({"step": step, **metrics})
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def samples(self, task: str, samples: list[dict[str, Any]]) -> None:
+        """Write what the model answered to each item of a task."""
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        lines = "".join(json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples)
+        write_atomically(folder / f"{task}.jsonl", lines)
+
+    def failure(self, error: BaseException) -> None:
+        """Note why this attempt ended; the next one starts from what is there."""
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        text = lines[0] if lines else ""
+        write_json(self.folder / "failure.json", {"error": f"{type(error).__name__}: {text}", "time": now()})
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, the last file of all."""
+        (self.folder / "failure.json").unlink(missing_ok=True)
+        write_json(self.folder / "result.json", {
+            "name": self.spec.name,
+            "experiment": self.spec.experiment,
+            "row": self.spec.row,
+            "scale": self.spec.scale,
+            "seed": self.spec.seed,
+            "method": self.spec.choices["method"],
+            "identity": self.spec.identity,
+            "source": self.spec.source,
+            "parent": self.spec.parent.name if self.spec.parent else None,
+            "finished": now(),
+            **result,
+        })
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a done run's folder out of the way, so that a new attempt never overwrites it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    aside = folder.with_name(f"{folder.name}.before-{stamp}")
+    os.replace(folder, aside)
+    return aside
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically. NaN and infinity become null: JSON has neither."""
+    write_atomically(path, json.dumps(_finite(data), indent=1, default=str, ensure_ascii=False))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def now() -> str:
+    """The time, in UTC, as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data

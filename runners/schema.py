@@ -1,0 +1,178 @@
+"""What a composed configuration may hold: one frozen dataclass per group that names no target of its own.
+
+A group entry with a `_target_` (method, adapter, penalty, mix, optimizer) is checked against that target
+instead (`runners/signatures.py`). Types and ranges are pydantic's; rules over several keys stand in
+`__post_init__`. No torch here: checking a sweep of hundreds of cells must stay cheap.
+"""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# Kinds of model that have an adapter in methods/kinds/.
+Kind = Literal["causal"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Model:
+    """`model:` — where weights, architecture and tokenizer come from. Exactly one source of weights."""
+
+    kind: Kind = "causal"
+    id: str | None = None  # a Hugging Face hub id or a local folder
+    revision: str | None = None  # of a hub id; null: main, resolved to its commit
+    from_run: list[str] | None = None  # the overrides of the run whose final weights are taken
+    architecture: dict[str, Any] | None = None  # random weights: `model_type` and arguments of its config class
+    tokenizer: str | None = None  # null: the model's own; `bytes`: one token per byte; else a hub id or folder
+    init_seed: NonNegativeInt = 0  # of random weights
+    dtype: Literal["float32", "bfloat16"] = "float32"  # in which weights are loaded
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        sources = [name for name in ("id", "from_run", "architecture") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise ValueError(f"must set exactly one of model.id, model.from_run, model.architecture, got {sources}")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError("model.architecture must name its model_type")
+        if self.architecture is not None and self.tokenizer is None:
+            raise ValueError("model.tokenizer must be given with model.architecture")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Dataset:
+    """`dataset:` — training examples as prompt and completion."""
+
+    source: Literal["mini_world", "hub", "file"]
+    skill: str | None = None  # mini_world: one of its skills, or `pretraining` for their mixture
+    size: PositiveInt | None = None  # mini_world: items generated
+    seed: int = 0  # mini_world: which items
+    path: str | None = None  # hub: its id; file: a .jsonl, .json or .parquet file
+    name: str | None = None  # hub: the configuration of the set
+    revision: str | None = None
+    split: str = "train"
+    data_root: str | None = None  # hub: a folder that may hold a local copy
+    prompt: str = "{prompt}"  # template over the columns; empty: no prompt
+    completion: str = "{answer}"
+    loss_on: Literal["completion", "all"] = "completion"
+    add_eos: bool = True  # end the completion with EOS, which carries loss
+    limit: PositiveInt | None = None  # take the first so many examples
+
+    def __post_init__(self) -> None:
+        if self.source == "mini_world" and (self.skill is None or self.size is None):
+            raise ValueError("dataset.skill and dataset.size must be set for source mini_world")
+        if self.source != "mini_world" and self.path is None:
+            raise ValueError(f"dataset.path must be set for source {self.source}")
+        if not self.completion:
+            raise ValueError("dataset.completion must be a template, got ''")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Training:
+    """`training:` — what one optimisation looks like, whatever the method."""
+
+    batch_size: PositiveInt = 64  # examples per optimizer step, over all processes
+    micro_batch_size: PositiveInt = 64  # rows per forward pass of one process; changes memory, not results
+    steps: PositiveInt | None = None  # optimizer steps; or
+    epochs: PositiveFloat | None = None  # passes over the data
+    max_length: PositiveInt | None = None  # tokens of a training sequence, and of a packed row; null: the model's
+    too_long: Literal["error", "truncate", "drop"] = "error"
+    packing: bool = False
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Fraction = 0.03  # share of the steps over which the learning rate rises linearly from 0
+    clip_norm: PositiveFloat | None = 1.0  # of the global gradient; null: no clipping
+    checkpoint_every: PositiveInt | None = None  # optimizer steps; null: only the final weights are kept
+    log_every: PositiveInt = 10
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"must set exactly one of training.steps ({self.steps}) and training.epochs ({self.epochs})")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Task:
+    """One lm-eval task or group, by lm-eval's name or one of `evals/tasks/`."""
+
+    name: str
+    num_fewshot: NonNegativeInt | None = None  # null: the task's own
+    limit: PositiveInt | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)  # reaches tasks that generate their data
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Evaluation:
+    """`evaluation:` — which lm-eval tasks measure the run's final model."""
+
+    tasks: list[Task] = field(default_factory=list)
+    batch_size: PositiveInt = 16
+    limit: PositiveInt | None = None  # items per task, where the task states none
+    max_length: PositiveInt | None = None  # of the context; null: the model's
+    data_root: str | None = None  # folder with local copies of hub sets
+    include_path: list[str] = field(default_factory=list)  # folders with further lm-eval task YAMLs
+    apply_chat_template: bool = False
+    confirm_run_unsafe_code: bool = False  # tasks that execute what the model wrote need this
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Engine:
+    """`engine:` — how DeepSpeed runs it. Precision changes results, the rest only memory and speed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"  # bf16_autocast: fp32 weights, bf16 matmuls
+    offload: Literal["none", "optimizer", "all"] = "none"  # to CPU memory; optimizer: ZeRO 1-3, all: ZeRO 3
+    activation_checkpointing: bool = False
+    threads: PositiveInt | None = None  # CPU threads of PyTorch; null: its own choice
+
+    def __post_init__(self) -> None:
+        needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(f"engine.offload={self.offload} needs engine.zero_stage >= {needed}, got {self.zero_stage}")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Tracker:
+    """`tracker:` — where the run is mirrored. Our own files in the run's folder are the record."""
+
+    name: Literal["wandb", "none"] = "wandb"
+    project: str = "retable"
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"  # auto: online when there is an API key
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Scale:
+    """`scale:` — the paper's own setting (full) or an honest miniature (mini)."""
+
+    name: Literal["mini", "full"]
+
+
+# Groups checked against these dataclasses; groups checked against the target they name.
+GROUPS: dict[str, type] = {
+    "model": Model,
+    "dataset": Dataset,
+    "training": Training,
+    "evaluation": Evaluation,
+    "engine": Engine,
+    "tracker": Tracker,
+    "scale": Scale,
+}
+TARGETS = ("method", "optimizer")
+PARTS = ("adapter", "penalty", "mix")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Root:
+    """The keys of `conf/config.yaml` that belong to no group."""
+
+    job: Literal["run", "table", "list"] = "run"
+    seed: NonNegativeInt = 1
+    row: str | None = None
+    outputs: str = "outputs"
+    keep: Literal["none", "last"] = "last"  # final weights: children (model.from_run) need `last`
+    rerun: Literal["missing", "stale", "all"] = "missing"
+    plugins: str | list[str] | None = None
+    experiment: dict[str, Any] | None = None

@@ -1,0 +1,221 @@
+"""Read what a `_target_` takes from its source, without importing it.
+
+A method's module imports torch; planning a sweep must not. So the class, its first docstring line, its
+literal class attributes and its frozen dataclass of hyper-parameters are taken from the syntax tree, and only
+the dataclass is executed: it may use the standard library, pydantic and other such dataclasses, nothing else.
+"""
+
+import ast
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from runners.errors import UserError, nearest
+
+# What the source of a hyper-parameter dataclass may import.
+_LIGHT = frozenset(sys.stdlib_module_names) | {"pydantic", "annotated_types"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the source says of the class that a `_target_` names."""
+
+    path: str
+    doc: str  # first line of its docstring, or of its module's
+    config: type | None  # dataclass of its hyper-parameters, where its `config` attribute is annotated with one
+    parameters: tuple[str, ...] | None  # else: the keyword parameters of its __init__ (None: it takes any)
+    required: tuple[str, ...]
+    attributes: dict[str, Any]  # literal class attributes, its bases' included
+
+
+def read(path: str) -> Target:
+    """Read the target at a dotted path, e.g. `methods.finetune.flow.Flow`.
+
+    Raises:
+        UserError: no such module or class.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise UserError(f"_target_={path}: must be a dotted path to a class")
+    found, class_ = _find(module, name)
+    doc = ast.get_docstring(class_) or ast.get_docstring(_tree(found)) or ""
+    config = _config_type(found, class_)
+    parameters: tuple[str, ...] | None = ()
+    required: tuple[str, ...] = ()
+    if config is None:
+        parameters, required = _init_parameters(found, class_)
+    return Target(path, doc.strip().splitlines()[0] if doc else "", config, parameters, required,
+                  _attributes(found, class_))
+
+
+def imported_modules(module: str) -> list[str]:
+    """Dotted names of the modules that a module of ours imports anywhere in its source."""
+    names = []
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@lru_cache(maxsize=512)
+def module_path(module: str) -> Path | None:
+    """The source file of a module, found without importing it or its packages; None when there is none."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for root in spec.submodule_search_locations or []:
+        base = Path(root).joinpath(*rest)
+        for candidate in (base.with_name(base.name + ".py"), base / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+@lru_cache(maxsize=512)
+def _tree(module: str) -> ast.Module:
+    path = module_path(module)
+    if path is None:
+        raise UserError(f"_target_={module}: no such module")
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _find(module: str, name: str) -> tuple[str, ast.ClassDef]:
+    """The class and the module that defines it, following re-exports (`torch.optim.AdamW`)."""
+    tree = _tree(module)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if name in classes:
+        return module, classes[name]
+    source = _imported_from(module, tree, name)
+    if source is not None:
+        return _find(*source)
+    raise UserError(f"_target_={module}.{name}: the module has no such class{nearest(name, classes)}")
+
+
+def _imported_from(module: str, tree: ast.Module, name: str) -> tuple[str, str] | None:
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _absolute(module, node), alias.name
+    return None
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    if node.level == 0:
+        return node.module or ""
+    path = module_path(module)
+    package = module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
+    for _ in range(node.level - 1):
+        package = package.rpartition(".")[0]
+    return f"{package}.{node.module}" if node.module else package
+
+
+def _bases(module: str, class_: ast.ClassDef) -> list[tuple[str, ast.ClassDef]]:
+    """The base classes whose source can be read, nearest first."""
+    found = []
+    for base in class_.bases:
+        if isinstance(base, ast.Name):
+            try:
+                found.append(_find(module, base.id))
+            except UserError:
+                continue  # a builtin, or a name made in a way we do not follow
+    return found
+
+
+def _attributes(module: str, class_: ast.ClassDef) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for base in reversed(_bases(module, class_)):
+        values |= _attributes(*base)
+    for node in class_.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name, value = node.targets[0].id, node.value
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            name, value = node.target.id, node.value
+        else:
+            continue
+        try:
+            values[name] = ast.literal_eval(value)
+        except ValueError:
+            continue  # not a literal: only the running class knows it
+    return values
+
+
+def _config_type(module: str, class_: ast.ClassDef) -> type | None:
+    for node in class_.body:
+        if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "config"
+                and isinstance(node.annotation, ast.Name)):
+            return _dataclass(module, node.annotation.id)
+    for base in _bases(module, class_):
+        found = _config_type(*base)
+        if found is not None:
+            return found
+    return None
+
+
+@lru_cache(maxsize=512)
+def _dataclass(module: str, name: str) -> type:
+    """Execute one dataclass of a module, in a namespace of light imports, constants and its base dataclasses."""
+    module, class_ = _find(module, name)
+    tree = _tree(module)
+    wanted = {node.id for node in ast.walk(class_) if isinstance(node, ast.Name)}
+    body: list[ast.stmt] = []
+    namespace: dict[str, Any] = {"__name__": f"{module}:{name}"}
+    for node in tree.body:
+        if isinstance(node, ast.Import) and all(alias.name.split(".")[0] in _LIGHT for alias in node.names):
+            body.append(node)
+        elif isinstance(node, ast.ImportFrom) and node.module != "__future__" and node.level == 0:
+            if (node.module or "").split(".")[0] in _LIGHT:
+                body.append(node)
+            else:
+                for alias in node.names:
+                    if (alias.asname or alias.name) in wanted:
+                        namespace[alias.asname or alias.name] = _dataclass(node.module or "", alias.name)
+        elif isinstance(node, ast.ClassDef) and node is not class_ and node.name in wanted:
+            namespace[node.name] = _dataclass(module, node.name)
+        elif isinstance(node, ast.Assign) and {t.id for t in node.targets if isinstance(t, ast.Name)} & wanted:
+            body.append(node)
+    code = compile(ast.Module([*body, class_], []), str(module_path(module)), "exec", dont_inherit=True)
+    # The dataclass machinery looks its module up by name; this one exists only while it is read.
+    exec(code, namespace)
+    built = namespace[name]
+    if not inspect.isclass(built):
+        raise UserError(f"_target_={module}.{name}: must be a dataclass")
+    return built
+
+
+def _init_parameters(module: str, class_: ast.ClassDef) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Names (and those without default) that __init__ takes besides self; (None, ()) when it takes **kwargs."""
+    for node in class_.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            arguments = node.args
+            positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)][1:]
+            required = positional[: len(positional) - len(arguments.defaults)]
+            for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+                positional.append(argument.arg)
+                if default is None:
+                    required.append(argument.arg)
+            return (None if arguments.kwarg else tuple(positional)), tuple(required)
+    for base in _bases(module, class_):
+        return _init_parameters(*base)
+    return (), ()
+
+
+def config_class(class_: type) -> type:
+    """The hyper-parameter dataclass of a method's running class (the annotation of its `config`)."""
+    for base in class_.__mro__:
+        annotation = base.__dict__.get("__annotations__", {}).get("config")
+        if annotation is not None:
+            built = vars(sys.modules[base.__module__])[annotation] if isinstance(annotation, str) else annotation
+            if inspect.isclass(built):
+                return built
+    raise UserError(f"_target_={class_.__module__}.{class_.__name__}: must annotate `config` with its dataclass")

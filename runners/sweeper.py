@@ -1,0 +1,66 @@
+"""`retable -m`: check every cell, skip what is done, run the rest through Hydra's launcher, print the table."""
+
+import logging
+import sys
+import types
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from runners.errors import FailedCells, UserError
+from runners.expand import value_of
+
+log = logging.getLogger(__name__)
+
+
+class RowsSweeper(BasicSweeper):
+    """Hydra's basic sweeper with the cells of a table in place of the cross product."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run what `arguments` mean. Hydra calls this once per command."""
+        from runners import jobs
+
+        job = value_of(arguments, "job", "run")
+        if job != "run":
+            return jobs.start(str(job), arguments)
+        checked = jobs.check_all(arguments)
+        todo = jobs.left_to_run(checked)
+        assert self.launcher is not None and isinstance(self.config, DictConfig)
+        failed: list[str] = []
+        if todo:
+            log.info("%d of %d cells to run", len(todo), sum(len(plan.cells) for plan, _ in checked))
+            returns = self.launcher.launch([spec.overrides for spec in todo], initial_job_idx=0)
+            failed = [f"  {spec.name}: {problem} (log: {spec.folder / 'run.log'})"
+                      for spec, problem in zip(todo, map(_problem, returns), strict=True) if problem]
+        for plan, _ in checked:
+            jobs.table(plan, value_of(arguments, "tracker"))
+        if failed:
+            raise FailedCells("\n".join([f"{len(failed)} of {len(todo)} cells failed:", *failed]))
+        return None
+
+
+def _problem(returned: JobReturn) -> str | None:
+    """One line on why a cell failed; None when it ended well."""
+    if returned.status == JobStatus.COMPLETED:
+        return None
+    error = returned._return_value
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra, which accepts plugins from the namespace `hydra_plugins` only.
+
+    Our top level is fixed, so the namespace gets a module made here instead of a folder on disk.
+    """
+    plugins = Plugins.instance()
+    module = types.ModuleType("hydra_plugins.retable")
+    RowsSweeper.__module__ = module.__name__
+    vars(module)["RowsSweeper"] = RowsSweeper
+    namespace = sys.modules.setdefault("hydra_plugins", types.ModuleType("hydra_plugins"))
+    vars(namespace)["retable"] = sys.modules[module.__name__] = module
+    plugins.register(RowsSweeper)
