@@ -308,7 +308,7 @@ def scan(folder: Path) -> Names:
 
 
 def _yaml_files(folder: Path) -> list[str]:
-    """Paths relative to `folder`, sorted, with forward slashes. Strings: `Path` would double the scan's time."""
+    """Sorted paths relative to `folder`. They are strings, because `Path` would double the scan's time."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]

@@ -6,6 +6,7 @@ precision, offload and activation checkpointing.
 
 import importlib
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -105,30 +106,21 @@ class TrainingEngine:
     def __init__(self, model: nn.Module, optimizer: Mapping[str, Any], settings: Mapping[str, Any],
                  clip_norm: float | None) -> None:
         if settings["activation_checkpointing"]:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         self._plain = settings["zero_stage"] == 0 and settings["precision"] != "bf16"
         self._clip_norm = clip_norm
         # Without ZeRO the whole gradient is here: one norm clips it, checks it and is worth logging.
         config = ds_config(settings, None if self._plain else clip_norm)
-        self._unsound = torch.zeros((), device=device())
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model.to(device()), optimizer=make_optimizer(model, optimizer), config=config,
             dist_init_required=False,
         )
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        if not self._plain:
-            for parameter in self.engine.module.parameters():
-                if parameter.requires_grad:
-                    parameter.register_hook(self._watch)
 
     @property
     def world(self) -> int:
         """Processes that share each optimizer step."""
         return int(self.engine.dp_world_size)
-
-    def _watch(self, gradient: Tensor) -> None:
-        # 0 x sum is 0 for a finite gradient and NaN otherwise: no synchronisation until the step.
-        self._unsound += (gradient.detach().sum() * 0).float()
 
     def backward(self, loss_sum: Tensor, count: int, *, last: bool) -> None:
         """Accumulate the gradient of one micro-batch.
@@ -150,21 +142,20 @@ class TrainingEngine:
         Raises:
             NonFiniteError: a gradient is NaN or infinite; nothing was updated.
         """
+        for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = base * rate
         norm: float | None = None
+        sound = True
         if self._plain:
             parameters = [value for value in self.engine.module.parameters() if value.grad is not None]
             limit = float("inf") if self._clip_norm is None else self._clip_norm
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-            sound = bool(torch.isfinite(torch.tensor(norm)))
-        else:
-            if self.world > 1:
-                torch.distributed.all_reduce(self._unsound)
-            sound = not bool(torch.isnan(self._unsound))
+            sound = math.isfinite(norm)
+        if sound:
+            self.engine.step()  # sharded, it computes the norm itself and skips the update if that is not finite
+            sound = self.engine.was_step_applied()
         if not sound:
             raise NonFiniteError(f"gradient is not finite {where}; the weights were not updated")
-        for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = base * rate
-        self.engine.step()
         if norm is None and self.engine.get_global_grad_norm() is not None:
             norm = float(self.engine.get_global_grad_norm())
         return norm

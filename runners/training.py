@@ -82,8 +82,9 @@ def train(
             factor = rate(step, total, settings["schedule"], settings["warmup_ratio"])
             sums = _accumulate(objective, engine, roles, micro_batches, max(count, 1))
             where = f"at step {step + 1} of {total}, batch of examples {_listed(batches.global_batch(step))}"
-            if not bool(torch.isfinite(sums["loss"])):
-                raise NonFiniteError(f"loss is {sums['loss'].item()} {where}; the weights were not updated")
+            summed = _sum_over_processes(sums["loss"], engine.world)  # so that all processes stop together
+            if not math.isfinite(summed):
+                raise NonFiniteError(f"loss is {summed} {where}; the weights were not updated")
             norm = engine.step(factor, where)
             objective.after_step(step)
             units += count

@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/bench_startup.py [--runs 10]
 
-The four commands are run in turn, so that a busy machine is busy for all of them. Prints the median seconds of
+The four commands take turns, so that a busy machine is busy for all of them. Prints the median seconds of
 each, the ratio to the empty app (goal: at most 1.5), and whether torch was imported; exit code 1 if it was.
 """
 

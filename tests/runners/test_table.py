@@ -157,6 +157,11 @@ def test_a_number_of_another_scale_is_not_comparable():
     found = verdict([{**VALUE, "tolerance": 50.0}], runs("flow", [0.6, 0.6, 0.6]), scale="mini")
     assert found.verdict == "not comparable"
     assert found.published.value == 60.0
+    # Also where both scales have a sourced setting.
+    scales = {key: {"seeds": [1, 2, 3]} for key in ("mini", "full")}
+    entry = {**VALUE, "tolerance": 50.0}
+    found = verdict([entry], runs("flow", [0.6, 0.6, 0.6]), scale="mini", scales=scales)
+    assert (found.verdict, found.reason) == ("not comparable", "published at scale full, this is scale mini")
 
 
 def test_a_setting_of_ours_is_not_comparable_even_at_its_own_scale():
@@ -307,6 +312,14 @@ def test_a_deterministic_row_stands_against_every_seed():
     mirrored = build_table(config(published=[{**GAP, "row": "base", "minus": "flow"}]), "full", results)
     found = cell(mirrored, "base:minus:flow", "general")
     assert [v for _, v in found.values] == pytest.approx([10, -10, -30])
+
+
+def test_two_deterministic_rows_make_one_pair():
+    rows = {**CONFIG["rows"], "flow": {"label": "FLOW", "seeds": [5]}}
+    results = [run("base", 0, 0.5), run("flow", 5, 0.75)]
+    table = build_table(config(published=[{**GAP, "minus": "base"}], rows=rows), "full", results)
+    found = cell(table, "flow:minus:base", "general")
+    assert (found.mean, found.n, found.expected, found.verdict) == (25.0, 1, 1, "inconclusive")
 
 
 def test_a_relation_with_a_seed_missing_on_one_side_is_partial():

@@ -1,0 +1,7 @@
+"""What every test shares: no network, no tracker of anybody's account, few threads."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
