@@ -2,7 +2,7 @@
 
 The *general* skills are learned in pre-training, the *target* skills in fine-tuning; together they are a
 bench for forgetting that runs in minutes on a CPU: a model knows six functions of strings, and fine-tuning
-contradicts one of them on half of its inputs (`relabelled_copy`), or teaches it something new
+contradicts one of them on most of its inputs (`relabelled_copy`), or teaches it something new
 (`word_problems`).
 
 Every item is a prompt and its answer, which follows the prompt directly (no delimiter). Text is short,
@@ -48,11 +48,20 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """What a skill is: its kind ("general" or "target"), one line about it, and the names of its parts."""
+    """What a skill is: its kind ("general" or "target"), one line about it, and its parts.
+
+    `turns`: the parts in the order in which a draw takes them, again and again; how often a part stands there is its
+    share of every draw.
+    """
 
     kind: str
     summary: str
-    parts: tuple[str, ...] = ("all",)
+    turns: tuple[str, ...] = ("all",)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts."""
+        return tuple(dict.fromkeys(self.turns))
 
 
 SKILLS: dict[str, Skill] = {
@@ -64,9 +73,10 @@ SKILLS: dict[str, Skill] = {
     "complement": Skill("general", "replace every digit x of a 5-digit string by 9-x"),
     "relabelled_copy": Skill(
         "target",
-        "the copy prompt, half of it contradicted: strings with an even first digit are still copied (easy), "
-        "the others get 5 added to every digit, modulo 10 (hard)",
-        ("easy", "hard"),
+        "the copy prompt, partly contradicted: strings with an even first digit are still copied (easy, 40%), "
+        "the others get 5 added to every digit, modulo 10 (hard, 60%)",
+        # Not half and half: the median loss would then lie in the gap between two modes, and jump with one item.
+        ("easy", "hard", "hard", "easy", "hard"),
     ),
     "word_problems": Skill(
         "target",
@@ -267,9 +277,9 @@ def items(skill: str, split: str, count: int, seed: int, part: str | None = None
     """`count` distinct items of one skill and split.
 
     The same arguments give the same items on every machine, and a smaller `count` gives the first of them.
-    The order is random, but the parts of a skill take turns (easy, hard, easy, hard, ...): a part's share is
-    then the same in every draw, so that what depends on it (a mean accuracy, the median of the losses) does
-    not vary by the luck of the seed.
+    The order is random, but the parts of a skill take turns (`Skill.turns`): a part's share is then the same in
+    every draw, so that what depends on it (a mean accuracy, the median of the losses) does not vary by the luck
+    of the seed.
 
     Args:
         skill: a key of `SKILLS`.
@@ -283,26 +293,22 @@ def items(skill: str, split: str, count: int, seed: int, part: str | None = None
     """
     _check_name("skill", skill, list(SKILLS))
     _check_name("split", split, SPLITS)
-    parts = SKILLS[skill].parts
+    turns = SKILLS[skill].turns
     if part is not None:
-        _check_name("part", part, parts)
-        parts = (part,)
+        _check_name("part", part, SKILLS[skill].parts)
+        turns = (part,)
     _check_count(count)
-    capacity = len(parts) * min(len(_pool(skill, split, name)) for name in parts)
+    capacity = len(turns) * min(len(_pool(skill, split, name)) // turns.count(name) for name in turns)
     if count > capacity:
         where = "/".join(filter(None, (skill, split, part)))
-        raise ValueError(
-            f"count must be <= {capacity} (all items of {where}, parts in equal shares), got {count}"
-        )
+        raise ValueError(f"count must be <= {capacity} (all items of {where} that keep its parts' shares), got {count}")
 
-    make_item = _SOURCES[skill].item
-    drawn = []
-    for position, name in enumerate(parts):
-        share = len(range(position, count, len(parts)))
+    order = [turns[position % len(turns)] for position in range(count)]
+    drawn = {}
+    for name in dict.fromkeys(turns):
         rng = random.Random(f"mini world: {skill} {split} {name} {seed}")
-        drawn.append(_draw(_pool(skill, split, name), share, rng))
-    turns = itertools.zip_longest(*drawn)
-    return [make_item(skill, content) for turn in turns for content in turn if content is not None]
+        drawn[name] = iter(_draw(_pool(skill, split, name), order.count(name), rng))
+    return [_SOURCES[skill].item(skill, next(drawn[name])) for name in order]
 
 
 def pretraining_items(count: int, seed: int) -> list[Item]:

@@ -6,14 +6,16 @@ one starts. Whatever is wrong is one line naming the key, the value and the rule
 
 import dataclasses
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
@@ -22,7 +24,7 @@ from evals import mini_world
 from evals.task_index import TaskRequest, check_requests
 from runners import fingerprint, signatures
 from runners.errors import UserError, nearest
-from runners.expand import choices, config_roots, expand, plugin_overrides, value_of, without
+from runners.expand import check_choices, choices, config_roots, expand, plugin_overrides, value_of, without
 from runners.schema import GROUPS, PARTS, TARGETS, Root
 
 # Keys that say only where a run happens and where it is logged: not part of its identity.
@@ -74,7 +76,7 @@ class RunSpec:
         for part in PARTS:
             if self.config[part]["_target_"]:
                 roots.append(self.config[part]["_target_"].rpartition(".")[0])
-        own = fingerprint.of_sources(roots)
+        own = fingerprint.of_sources(roots, fingerprint.task_sources(self.config["evaluation"]))
         return fingerprint.of_data([own, self.parent.source]) if self.parent else own
 
     @property
@@ -126,7 +128,10 @@ def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, .
     inherited = [word for word in overrides
                  if word.partition("=")[0] in ("outputs", "plugins", "hydra.searchpath", "tracker", "rerun")
                  or word.startswith(("tracker.", "engine.threads"))]
-    return run_spec([*inherited, *named], children=(*children, key))
+    try:
+        return run_spec([*inherited, *named], children=(*children, key))
+    except UserError as error:
+        raise UserError(f"model.from_run={named}: {error}") from error
 
 
 def _compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
@@ -134,28 +139,9 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
     try:
         config = compose("config", overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain(error, overrides)) from error
     chosen = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
     return config, chosen
-
-
-def check_choices(overrides: list[str]) -> None:
-    """Every `group=choice` among the overrides names a file.
-
-    Raises:
-        UserError: it does not; with the nearest names.
-    """
-    roots = config_roots(overrides)
-    groups = {path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        group = key.lstrip("+")
-        if group not in groups or group == "hydra" or value in ("null", ""):
-            continue
-        known = choices(group, roots)
-        # A sweep's list (a,b) is checked choice by choice, once it is split into cells.
-        if value not in known and not re.search(r"[,(\[{]", value):
-            raise UserError(f"{group}={value}: no such choice{nearest(value, known)}; `retable job=list` shows all")
 
 
 def check(config: DictConfig) -> dict[str, Any]:
@@ -171,6 +157,9 @@ def check(config: DictConfig) -> dict[str, Any]:
         raise UserError(explain(error)) from error
     assert isinstance(data, dict)
     data = {str(key): value for key, value in data.items()}
+    for group in (*GROUPS, *TARGETS, *PARTS):
+        if group not in data:
+            raise UserError(f"~{group}: must not be left out; `retable job=list` shows what it can be")
     root = {key: value for key, value in data.items() if key not in (*GROUPS, *TARGETS, *PARTS)}
     checked: dict[str, Any] = check_values("", Root, root)
     for group, schema in GROUPS.items():
@@ -200,29 +189,34 @@ def check_values(prefix: str, schema: type, values: Any) -> dict[str, Any]:
             raise UserError(f"{where}{key}={values[key]}: unknown key{nearest(str(key), known)}")
     try:
         # Through JSON: strict about types, yet a YAML list may stand for a tuple.
-        built = TypeAdapter(schema).validate_json(json.dumps(values), strict=True)
+        built: Any = TypeAdapter(schema).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise UserError(_rule_broken(prefix, values, error)) from error
     return dataclasses.asdict(built)
 
 
-def _rule_broken(prefix: str, values: dict[str, Any], error: ValidationError) -> str:
-    """One line for the first value that pydantic refused: key, value, rule."""
+def _rule_broken(prefix: str, values: dict[str, Any], error: ValidationError, key: str | None = None) -> str:
+    """One line for the first value that pydantic refused: key, value, rule. `key`: the one that was checked."""
     problems = error.errors(include_url=False)
     first = problems[0]
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return rule
     # Beyond the value's own place, pydantic names the alternative of a union that was tried.
-    place: list[str] = []
-    value: Any = values
+    place: list[str] = [] if key is None else [key]
+    value: Any = values if key is None else values[key]
+    depth = 0
     for part in first["loc"]:
-        if isinstance(value, dict | list):
-            value = value[part] if isinstance(value, list) else value.get(part)
-            place.append(str(part))
-    key = ".".join([*([prefix] if prefix else []), *place])
-    rules = dict.fromkeys(item["msg"].removeprefix("Input ") for item in problems if item["loc"][: len(place)] == first["loc"][: len(place)])
-    return f"{key}={value}: {' or '.join(rules)}"
+        inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if not inside:
+            break
+        value = value[part]
+        place.append(str(part))
+        depth += 1
+    where = ".".join([*([prefix] if prefix else []), *place])
+    rules = dict.fromkeys(item["msg"].removeprefix("Input ") for item in problems
+                          if item["loc"][:depth] == first["loc"][:depth])
+    return f"{where}={value}: {' or '.join(rules)}"
 
 
 def check_target(group: str, values: Any) -> dict[str, Any]:
@@ -230,20 +224,34 @@ def check_target(group: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict) or "_target_" not in values:
         raise UserError(f"{group}={values}: must be a mapping with a _target_")
     path = values["_target_"]
+    own = {key: value for key, value in values.items() if key != "_target_"}
     if path is None:
+        for key in own:
+            raise UserError(f"{group}.{key}={own[key]}: unknown key, as no {group} is chosen")
         return {"_target_": None}
     target = signatures.read(str(path))
-    own = {key: value for key, value in values.items() if key != "_target_"}
     if target.config is not None:
         return {"_target_": path, **check_values(group, target.config, own)}
-    for key in own:
-        if target.parameters is not None and key not in target.parameters:
-            raise UserError(f"{group}.{key}={own[key]}: {path} takes no such key{nearest(key, target.parameters)}")
+    _check_parameters(group, target, own)
     if group == "optimizer":
         rate = own.get("lr")
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
             raise UserError(f"optimizer.lr={rate}: must be a number greater than 0")
     return {"_target_": path, **own}
+
+
+def _check_parameters(group: str, target: signatures.Target, values: dict[str, Any]) -> None:
+    """Check values against the keyword parameters of the target's __init__."""
+    known = target.parameters
+    if known is None:
+        return
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{group}.{key}={value}: {target.path} takes no such key{nearest(key, known)}")
+        try:
+            TypeAdapter(known[key]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            raise UserError(_rule_broken(group, values, error, key)) from error
 
 
 def _check_combination(config: dict[str, Any]) -> None:
@@ -252,7 +260,7 @@ def _check_combination(config: dict[str, Any]) -> None:
         raise UserError("scale=full: only an experiment has a sourced full setting; name one (experiment=...)")
     method = signatures.read(config["method"]["_target_"])
     kinds = method.attributes.get("kinds")
-    if kinds is not None and config["model"]["kind"] not in kinds:
+    if kinds and config["model"]["kind"] not in kinds:
         raise UserError(f"method={config['method']['_target_']}: fits models of kind {', '.join(kinds)}, "
                         f"got model.kind={config['model']['kind']}")
     fingerprint.check_files(config)
@@ -263,30 +271,59 @@ def _check_combination(config: dict[str, Any]) -> None:
     try:
         requests = [TaskRequest(**task) for task in config["evaluation"]["tasks"]]
         if requests:
-            check_requests(requests, config["evaluation"]["include_path"])
+            check_requests(requests, config["evaluation"]["include_path"],
+                           confirm_run_unsafe_code=config["evaluation"]["confirm_run_unsafe_code"])
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def explain(error: Exception) -> str:
-    """One line for an error of Hydra or OmegaConf."""
+def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """One line for an error of Hydra or OmegaConf in composing `overrides`."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = str(error.missing_cfg_file).partition("/")
-        return f"{group}={choice}: no such choice{nearest(choice, choices(group, config_roots([])))}"
+        return _explain_choice(str(error.missing_cfg_file), error.options or [])
+    if isinstance(error, OverrideParseException):
+        return (f"{error.override}: must be key=value; a value that holds any of ()[]{{}}=,: is quoted twice, "
+                "as in 'key=\"value\"'")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    not_there = re.match(r"Could not override '([^']+)'", lines[0]) if lines else None
-    if not_there:
-        key = not_there.group(1)
-        return f"{key}: no such key{nearest(key, _known_keys())}"
+    first = lines[0] if lines else type(error).__name__
+    for pattern, rule in _HYDRA_RULES.items():
+        found = re.match(pattern, first)
+        if found:
+            key, given, value = found.group(1).partition("=")
+            value = value if given else value_of(list(overrides), key)
+            return f"{key}={value}: {rule}{_nearest_key(key) if rule == _NO_KEY else ''}"
     key_line = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
-    return (f"{key_line}: " if key_line else "") + (lines[0] if lines else type(error).__name__)
+    return f"{key_line}: {first}" if key_line else first
 
 
-def _known_keys() -> list[str]:
-    keys = [field.name for field in dataclasses.fields(Root)]
+_NO_KEY = "no such key"
+
+# What Hydra says of an override, and what we say instead.
+_HYDRA_RULES = {
+    r"Could not override '([^']+)'": _NO_KEY,
+    r"Could not append to config. An item is already at '([^']+)'": "the key is there already, leave out the +",
+    r"Ambiguous value for argument '([^']+)'": "several values make a sweep, which needs -m",
+}
+
+
+def _explain_choice(missing: str, options: Sequence[str]) -> str:
+    depth = 2 if missing.startswith("hydra/") else 1
+    words = missing.split("/")
+    group, choice = "/".join(words[:depth]), "/".join(words[depth:])
+    return f"{group}={choice}: no such choice{nearest(choice, [*choices(group, config_roots([])), *options])}"
+
+
+def _nearest_key(key: str) -> str:
+    """The known keys most like `key`: those of its group where there is such a group."""
+    group, dot, name = key.partition(".")
+    if dot and group in GROUPS:
+        return nearest(name, [field.name for field in dataclasses.fields(GROUPS[group])])
+    if dot and group in (*TARGETS, *PARTS):
+        return ""
+    known = [field.name for field in dataclasses.fields(Root)]
     for group, schema in GROUPS.items():
-        keys += [f"{group}.{field.name}" for field in dataclasses.fields(schema)]
-    return keys
+        known += [f"{group}.{field.name}" for field in dataclasses.fields(schema)]
+    return nearest(key, [name for name in known if name != key])
 
 
 def setting(overrides: list[str], key: str) -> str | None:

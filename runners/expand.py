@@ -5,6 +5,7 @@ A paper's table is a list of rows, not a cross product of choices. The experimen
 overrides of its scale. What the user types comes last and wins.
 """
 
+import re
 import sys
 from functools import lru_cache
 from importlib.resources import files
@@ -68,14 +69,17 @@ def expand(overrides: list[str]) -> list[str]:
     Expanding twice changes nothing.
 
     Raises:
-        UserError: unknown experiment, row or scale, with the nearest names.
+        UserError: unknown experiment, row or scale, with the nearest names; a row of no experiment.
     """
     name = value_of(overrides, "experiment")
+    row = value_of(overrides, "row")
     if name is None:
+        if row is not None:
+            raise UserError(f"row={row}: only an experiment has rows; name one (experiment=...)")
         return overrides
     experiment = load_experiment(name, config_roots(overrides))
     rows: dict[str, Any] = experiment["rows"]
-    row = value_of(overrides, "row") or next(iter(rows))
+    row = row or next(iter(rows))
     if row not in rows:
         raise UserError(f"row={row}: experiment {name} has no such row{nearest(row, rows)}; it has {', '.join(rows)}")
     scale = scale_of(overrides, experiment)
@@ -113,7 +117,7 @@ def load_experiment(name: str, roots: list[Path]) -> dict[str, Any]:
         if path.is_file():
             return _read(path, path.stat().st_mtime_ns)
     known = choices("experiment", roots)
-    raise UserError(f"experiment={name}: no such experiment{nearest(name, known)}")
+    raise UserError(f"experiment={name}: no such experiment{nearest(name, known)}; `retable job=list` shows all")
 
 
 @lru_cache(maxsize=256)
@@ -124,6 +128,25 @@ def _read(path: Path, _modified: int) -> dict[str, Any]:
     if not isinstance(data, dict) or not data.get("rows") or not data.get("scales"):
         raise UserError(f"{path}: an experiment needs `rows` and `scales`")
     return {str(key): value for key, value in data.items()}
+
+
+def check_choices(overrides: list[str]) -> None:
+    """Every `group=choice` among the overrides names a file.
+
+    Raises:
+        UserError: it does not; with the nearest names.
+    """
+    roots = config_roots(overrides)
+    groups = {path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()} - {"hydra"}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("+")
+        if group not in groups:
+            continue
+        known = choices(group, roots)
+        # A sweep's list (a,b) is checked choice by choice, once it is split into cells.
+        if value.strip("'\"") not in known and not re.search(r"[,(\[{]", value):
+            raise UserError(f"{group}={value}: no such choice{nearest(value, known)}; `retable job=list` shows all")
 
 
 def choices(group: str, roots: list[Path]) -> list[str]:

@@ -5,11 +5,15 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evals.local_data import local_copy
+import yaml
+
+from evals.local_data import local_copy, reader
+from evals.task_index import OWN_TASKS, task_folders
 from runners.errors import UserError
 from runners.signatures import imported_modules, module_path
 
@@ -35,10 +39,11 @@ def of_data(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def of_sources(roots: list[str]) -> str:
-    """Fingerprint of modules and of all modules of ours that they import, read and never imported.
+def of_sources(roots: list[str], folders: Iterable[Path] = ()) -> str:
+    """Fingerprint of modules, of all modules of ours that they import, and of the tasks in `folders`.
 
-    Comments, docstrings and layout do not count: only what can change a result does.
+    Everything is read, nothing imported. Comments, docstrings and layout do not count: only what can change a
+    result does.
     """
     seen: dict[str, str] = {}
     queue = list(roots)
@@ -52,11 +57,28 @@ def of_sources(roots: list[str]) -> str:
         seen[module] = _of_module(path, path.stat().st_mtime_ns)
         ours = (*_OURS, *{root.split(".")[0] for root in roots})
         queue += [name for name in imported_modules(module) if name.split(".")[0] in ours]
-    tasks = module_path("evals")
-    if tasks is not None:
-        for path in sorted((tasks.parent / "tasks").rglob("*.y*ml")):
-            seen[path.name] = _of_bytes(path, path.stat().st_mtime_ns)
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            seen[path.relative_to(folder.parent).as_posix()] = _of_yaml(path, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*.py")):
+            seen[path.relative_to(folder.parent).as_posix()] = _of_module(path, path.stat().st_mtime_ns)
     return of_data(seen)
+
+
+def task_sources(evaluation: Mapping[str, Any]) -> list[Path]:
+    """Folders of the tasks that `evaluation:` asks for, of ours and of the user's (lm-eval's have its version)."""
+    names = [task["name"] for task in evaluation["tasks"]]
+    if not names:
+        return []
+    roots = [OWN_TASKS, *(Path(folder).expanduser().resolve() for folder in evaluation["include_path"])]
+    return [folder for folder in task_folders(names, evaluation["include_path"])
+            if any(folder.is_relative_to(root) for root in roots)]
+
+
+@lru_cache(maxsize=1024)
+def _of_yaml(path: Path, _modified: int) -> str:
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return hashlib.sha256(yaml.serialize(node).encode()).hexdigest() if node else ""
 
 
 @lru_cache(maxsize=1024)
@@ -111,8 +133,13 @@ def check_files(config: dict[str, Any]) -> None:
         UserError: one does not.
     """
     dataset, model = config["dataset"], config["model"]
-    if dataset["source"] == "file" and not Path(dataset["path"]).is_file():
-        raise UserError(f"dataset.path={dataset['path']}: no such file")
+    if dataset["source"] == "file":
+        if not Path(dataset["path"]).is_file():
+            raise UserError(f"dataset.path={dataset['path']}: no such file")
+        try:
+            reader(Path(dataset["path"]))
+        except ValueError as error:
+            raise UserError(str(error)) from error
     for key, name in (("model.id", model["id"]), ("model.tokenizer", model["tokenizer"])):
         # A hub id is `name` or `owner/name`; anything else can only be a folder.
         if name and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):

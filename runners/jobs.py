@@ -8,9 +8,8 @@ from typing import Any
 from runners import record
 from runners.compose import RunSpec, run_spec
 from runners.errors import UserError
-from runners.expand import value_of
-from runners.plan import Plan, main_columns, plans
-from runners.table import CellRun, Table, build_table
+from runners.plan import Plan, main_columns, numbers, plans
+from runners.table import CellRun, Experiment, Table, build_table
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +28,16 @@ def start(job: str, overrides: list[str]) -> None:
         show(overrides)
     elif job == "table":
         # The row that a single run would take means nothing here: the table has all of them.
-        for plan in plans(_typed(overrides)):
-            table(plan, value_of(overrides, "tracker"))
+        for plan, specs in check_all(_typed(overrides)):
+            if table(plan, specs) is None:
+                raise UserError(f"job=table: no run of {plan.experiment['name']} is done and measured")
     elif job == "run":
         spec = run_spec(overrides)
-        from runners.run import run
+        result = record.read_result(spec.folder)
+        if result is None or _runs(spec):
+            from runners.run import run
 
-        result = run(spec)
+            result = run(spec)
         _print_result(spec, result)
     else:
         raise UserError(f"job={job}: must be one of run, table, list")
@@ -53,7 +55,8 @@ def check_all(arguments: list[str]) -> Checked:
     """Compose and check every cell of a command before the first one starts.
 
     Raises:
-        UserError: naming every cell that cannot run (each problem once).
+        UserError: naming every cell that cannot run (each problem once), or what does not fit together in the
+            definition of an experiment's table.
     """
     checked: Checked = []
     problems: dict[str, int] = {}
@@ -65,6 +68,11 @@ def check_all(arguments: list[str]) -> Checked:
             except UserError as error:
                 problems[str(error)] = problems.get(str(error), 0) + 1
         checked.append((plan, specs))
+        try:
+            if plan.experiment["columns"]:
+                Experiment.from_config(plan.experiment)
+        except ValueError as error:
+            problems[f"experiment={plan.experiment['name']}: {error}"] = 1
     if problems:
         lines = [f"{text}{f' ({count} cells)' if count > 1 else ''}" for text, count in problems.items()]
         raise UserError("; ".join(lines))
@@ -73,42 +81,45 @@ def check_all(arguments: list[str]) -> Checked:
 
 def left_to_run(checked: Checked) -> list[RunSpec]:
     """The cells to run, each once; a line for every one that is skipped."""
-    todo: dict[Path, RunSpec] = {}
-    for _, specs in checked:
-        for spec in specs:
-            known = record.status(spec)
-            again = spec.config["rerun"]
-            if known.state == "stale" and again == "missing":
-                log.warning("skipped: %s is stale (%s); rerun=stale runs it again", spec.name, known.reason)
-            elif known.state == "done" and again != "all":
-                log.info("skipped: %s is done", spec.name)
-            else:
-                todo[spec.folder] = spec
-    return list(todo.values())
+    distinct = {spec.folder: spec for _, specs in checked for spec in specs}
+    return [spec for spec in distinct.values() if _runs(spec)]
 
 
-def table(plan: Plan, tracker: str | None) -> Table:
-    """Build a plan's table from what has run, print it, write its files, mirror it."""
+def _runs(spec: RunSpec) -> bool:
+    """Whether a run is due; when it is not, a line says why."""
+    known = record.status(spec)
+    again = spec.config["rerun"]
+    if known.state == "stale" and again == "missing":
+        log.warning("skipped: %s is stale (%s); rerun=stale runs it again", spec.name, known.reason)
+        return False
+    if known.state == "done" and again != "all":
+        log.info("skipped: %s is done (%s)", spec.name, spec.folder / "result.json")
+        return False
+    return True
+
+
+def table(plan: Plan, specs: list[RunSpec]) -> Table | None:
+    """Build a plan's table from what has run, print it, write its files, mirror it.
+
+    None, and nothing is written, for a sweep of which no run has been measured: it has no columns yet.
+    """
     from runners import render
 
-    runs, specs = [], []
-    for cell in plan.cells:
-        spec = run_spec(cell.overrides)
+    runs, results = [], []
+    for cell, spec in zip(plan.cells, specs, strict=True):
         known = record.status(spec)
-        metrics = known.result["metrics"] if known.result else None
-        runs.append(CellRun(cell.row, cell.seed, known.state, metrics, str(spec.folder), known.reason))
-        specs.append(spec)
+        measured = numbers(known.result) if known.result else None
+        runs.append(CellRun(cell.row, cell.seed, known.state, measured, str(spec.folder), known.reason))
+        if known.result and known.state == "done":
+            results.append(known.result)
     experiment = dict(plan.experiment)
     if not experiment["columns"]:
-        columns = main_columns([run.metrics for run in runs if run.metrics and run.status == "done"])
+        columns = main_columns(results)
         if not columns:
-            log.warning("no table: none of its runs is done")
-            raise UserError("job=table: none of the runs is done and measured; nothing to show")
+            log.warning("no table: none of the runs is done and measured")
+            return None
         experiment["columns"] = {plan.scale: columns}
-    try:
-        built = build_table(experiment, plan.scale, runs)
-    except ValueError as error:
-        raise UserError(f"experiment={experiment['name']}: {error}") from error
+    built = build_table(experiment, plan.scale, runs)
     render.render_terminal(built)
     folder = Path(specs[0].config["outputs"]) / experiment["name"] / f"table-{plan.scale}"
     if plan.variant:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runners.errors import UserError
-from runners.expand import expand, plugin_overrides
+from runners.expand import check_choices, expand, plugin_overrides
 
 
 def main() -> None:
@@ -32,7 +32,11 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         from runners.compose import explain
 
-        _stop(explain(error))
+        _stop(explain(error, sys.argv[1:]))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _stop(f"{error.filename}: {error.strerror}")  # a full disk, a folder that cannot be written
     except KeyboardInterrupt:
         _stop("interrupted; the same command continues what is missing", code=130)
 
@@ -50,6 +54,7 @@ def _arguments(argv: list[str]) -> list[str]:
         register()
     else:
         overrides = expand(overrides)
+        check_choices(overrides)
     return flags + overrides
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
@@ -70,8 +71,11 @@ def plans(arguments: Sequence[str]) -> list[Plan]:
 
 def _split(arguments: list[str]) -> tuple[list[list[Assignment]], list[str]]:
     """The cross product of all sweeps among the overrides, and the keys that are swept."""
+    hydra = GlobalHydra.instance()
+    # `glob` needs to know the configuration's groups.
+    parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)
     try:
-        parsed = OverridesParser.create().parse_overrides(arguments)
+        parsed = parser.parse_overrides(arguments)
     except HydraException as error:
         raise UserError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
     choices: dict[str, list[Assignment]] = {}
@@ -114,7 +118,7 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
             label = definition.get("label") or row
             rows[key] = {**definition, "label": f"{label} ({suffix})" if suffix else label}
             seed = value_of(words, "seed")
-            for number in seeds_of(experiment, row, scale) if seed is None or definition.get("seeds") else [int(seed)]:
+            for number in seeds_of(experiment, row, scale) if seed is None or definition.get("seeds") else [_number(seed)]:
                 cells[key, number] = Cell(key, number, [*without(expanded, "seed"), f"seed={number}"])
             if seed is not None and not definition.get("seeds"):
                 rows[key]["seeds"] = None
@@ -138,26 +142,49 @@ def _keep_what_fits(experiment: dict[str, Any], rows: Mapping[str, Any]) -> None
 
 def _sweep_plan(scale: str, combinations: list[list[Assignment]], swept: list[str]) -> Plan:
     """A plain sweep: one row per combination of what varies (seeds aside); the columns come with the results."""
-    cells, rows = [], {}
+    rows: dict[str, Any] = {}
+    cells: dict[tuple[str, int], Cell] = {}
     for combination in combinations:
         words = _words(combination)
         row = _suffix(combination, swept, ("seed",)) or value_of(words, "method") or "default"
         rows[row] = {"label": row}
-        seed = int(value_of(words, "seed") or 1)
-        cells.append(Cell(row, seed, [*without(words, "seed"), f"seed={seed}"]))
-    digest = hashlib.sha256(" ".join(sorted(" ".join(cell.overrides) for cell in cells)).encode()).hexdigest()[:8]
-    seeds = sorted({cell.seed for cell in cells})
+        seed = _number(value_of(words, "seed") or "1")
+        cells[row, seed] = Cell(row, seed, [*without(words, "seed"), f"seed={seed}"])
+    commands = sorted(" ".join(cell.overrides) for cell in cells.values())
+    digest = hashlib.sha256(" ".join(commands).encode()).hexdigest()[:8]
+    seeds = sorted({cell.seed for cell in cells.values()})
     definition = {"name": "runs", "title": "A sweep of your own", "rows": rows, "columns": {},
                   "scales": {scale: {"setting": "ours", "seeds": seeds}}}
-    return Plan(definition, scale, cells, digest)
+    return Plan(definition, scale, list(cells.values()), digest)
 
 
-def main_columns(results: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Columns for a sweep that has no experiment: the first metric of every task measured."""
+def _number(seed: str) -> int:
+    try:
+        return int(seed)
+    except ValueError as error:
+        raise UserError(f"seed={seed}: must be a whole number") from error
+
+
+def numbers(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a result measured, as {task: {metric: value}}; a method's own `train/loss` is `loss` of `train`."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in result["method_metrics"].items():
+        task, _, metric = name.rpartition("/")
+        found.setdefault(task, {})[metric] = value
+    return found | dict(result["metrics"])
+
+
+def main_columns(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Columns for a sweep that has no experiment: each evaluated task's first metric, or else the training loss."""
     columns: dict[str, dict[str, Any]] = {}
-    for metrics in results:
-        for task, values in metrics.items():
+    for result in results:
+        higher = result["evaluation"].get("higher_is_better") or {}
+        for task, values in result["metrics"].items():
             first = next((name for name in values if "_stderr" not in name and "," in name), None)
             if first is not None and task not in columns:
-                columns[task] = {"label": f"{task} {first.partition(',')[0]}", "metric": f"{task}/{first}"}
+                metric = first.partition(",")[0]
+                better = "lower" if (higher.get(task) or {}).get(metric) is False else "higher"
+                columns[task] = {"label": f"{task} {metric}", "metric": f"{task}/{first}", "better": better}
+    if not columns and any("train/loss" in result["method_metrics"] for result in results):
+        columns["loss"] = {"label": "training loss", "metric": "train/loss", "better": "lower"}
     return columns

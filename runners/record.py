@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from runners.compose import RunSpec
+from runners.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / "result.json"
     if not path.is_file():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: must be a result as it was written, got {error}; delete it to run again") from error
     assert isinstance(result, dict)
     return result
 

@@ -8,7 +8,7 @@ instead (`runners/signatures.py`). Types and ranges are pydantic's; rules over s
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -25,7 +25,7 @@ class Model:
     kind: Kind = "causal"
     id: str | None = None  # a Hugging Face hub id or a local folder
     revision: str | None = None  # of a hub id; null: main, resolved to its commit
-    from_run: list[str] | None = None  # the overrides of the run whose final weights are taken
+    from_run: Annotated[list[str], Field(min_length=1)] | None = None  # the overrides of the run whose final weights are taken
     architecture: dict[str, Any] | None = None  # random weights: `model_type` and arguments of its config class
     tokenizer: str | None = None  # null: the model's own; `bytes`: one token per byte; else a hub id or folder
     init_seed: NonNegativeInt = 0  # of random weights
@@ -103,11 +103,15 @@ class Task:
     metadata: dict[str, Any] = field(default_factory=dict)  # reaches tasks that generate their data
 
 
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Evaluation:
     """`evaluation:` — which lm-eval tasks measure the run's final model."""
 
-    tasks: list[Task] = field(default_factory=list)
+    tasks: list[Annotated[Task, BeforeValidator(_by_name)]] = field(default_factory=list)  # or bare names
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # items per task, where the task states none
     max_length: PositiveInt | None = None  # of the context; null: the model's
@@ -171,7 +175,7 @@ class Root:
     job: Literal["run", "table", "list"] = "run"
     seed: NonNegativeInt = 1
     row: str | None = None
-    outputs: str = "outputs"
+    outputs: Annotated[str, Field(min_length=1)] = "outputs"
     keep: Literal["none", "last"] = "last"  # final weights: children (model.from_run) need `last`
     rerun: Literal["missing", "stale", "all"] = "missing"
     plugins: str | list[str] | None = None

@@ -27,8 +27,7 @@ class Target:
     path: str
     doc: str  # first line of its docstring, or of its module's
     config: type | None  # dataclass of its hyper-parameters, where its `config` attribute is annotated with one
-    parameters: tuple[str, ...] | None  # else: the keyword parameters of its __init__ (None: it takes any)
-    required: tuple[str, ...]
+    parameters: dict[str, Any] | None  # else: keyword parameters of its __init__, by type (None: it takes any)
     attributes: dict[str, Any]  # literal class attributes, its bases' included
 
 
@@ -44,12 +43,8 @@ def read(path: str) -> Target:
     found, class_ = _find(module, name)
     doc = ast.get_docstring(class_) or ast.get_docstring(_tree(found)) or ""
     config = _config_type(found, class_)
-    parameters: tuple[str, ...] | None = ()
-    required: tuple[str, ...] = ()
-    if config is None:
-        parameters, required = _init_parameters(found, class_)
-    return Target(path, doc.strip().splitlines()[0] if doc else "", config, parameters, required,
-                  _attributes(found, class_))
+    parameters = _init_parameters(found, class_) if config is None else {}
+    return Target(path, doc.strip().splitlines()[0] if doc else "", config, parameters, _attributes(found, class_))
 
 
 def imported_modules(module: str) -> list[str]:
@@ -58,9 +53,9 @@ def imported_modules(module: str) -> list[str]:
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.append(node.module)
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            source = _absolute(module, node)
+            names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
     return names
 
 
@@ -193,21 +188,40 @@ def _dataclass(module: str, name: str) -> type:
     return built
 
 
-def _init_parameters(module: str, class_: ast.ClassDef) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Names (and those without default) that __init__ takes besides self; (None, ()) when it takes **kwargs."""
+def _init_parameters(module: str, class_: ast.ClassDef) -> dict[str, Any] | None:
+    """What __init__ takes besides self, by type; None when it takes **kwargs."""
     for node in class_.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             arguments = node.args
-            positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)][1:]
-            required = positional[: len(positional) - len(arguments.defaults)]
-            for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-                positional.append(argument.arg)
-                if default is None:
-                    required.append(argument.arg)
-            return (None if arguments.kwarg else tuple(positional)), tuple(required)
+            if arguments.kwarg:
+                return None
+            named = [*arguments.posonlyargs, *arguments.args][1:] + arguments.kwonlyargs
+            return {argument.arg: _plain_type(argument.annotation) for argument in named}
     for base in _bases(module, class_):
         return _init_parameters(*base)
-    return (), ()
+    return {}
+
+
+_PLAIN = {"bool": bool, "float": float, "int": int, "str": str, "dict": dict, "list": list, "tuple": tuple}
+
+
+def _plain_type(annotation: ast.expr | None) -> Any:
+    """The type that an annotation names; whatever is not built in (`Tensor`) may be anything."""
+
+    class Loosen(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.Name:
+            return node if node.id in _PLAIN else ast.Name("Any", ast.Load())
+
+        def visit_Attribute(self, _: ast.Attribute) -> ast.Name:
+            return ast.Name("Any", ast.Load())
+
+    if annotation is None or isinstance(annotation, ast.Constant):
+        return Any
+    loose = ast.fix_missing_locations(ast.Expression(Loosen().visit(ast.parse(ast.unparse(annotation), mode="eval").body)))
+    try:
+        return eval(compile(loose, "annotation", "eval"), {**_PLAIN, "Any": Any})
+    except TypeError:
+        return Any  # a generic of somebody else: its name is gone
 
 
 def config_class(class_: type) -> type:

@@ -5,9 +5,11 @@ import sys
 import types
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from runners.errors import FailedCells, UserError
@@ -16,8 +18,20 @@ from runners.expand import value_of
 log = logging.getLogger(__name__)
 
 
-class RowsSweeper(BasicSweeper):
-    """Hydra's basic sweeper with the cells of a table in place of the cross product."""
+class RowsSweeper(Sweeper):
+    """Launches the cells of a table where Hydra's own sweeper launches a cross product."""
+
+    launcher: Launcher
+
+    def __init__(self, **_settings: Any) -> None:
+        """`_settings` are those of Hydra's own sweeper, which mean nothing here."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Make the launcher that `hydra/launcher` chooses. Hydra calls this before `sweep`."""
+        configure_log(config.hydra.job_logging, config.hydra.verbose)  # cells that are skipped get their line too
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run what `arguments` mean. Hydra calls this once per command."""
@@ -28,18 +42,18 @@ class RowsSweeper(BasicSweeper):
             return jobs.start(str(job), arguments)
         checked = jobs.check_all(arguments)
         todo = jobs.left_to_run(checked)
-        assert self.launcher is not None and isinstance(self.config, DictConfig)
         failed: list[str] = []
         if todo:
             log.info("%d of %d cells to run", len(todo), sum(len(plan.cells) for plan, _ in checked))
             returns = self.launcher.launch([spec.overrides for spec in todo], initial_job_idx=0)
             failed = [f"  {spec.name}: {problem} (log: {spec.folder / 'run.log'})"
                       for spec, problem in zip(todo, map(_problem, returns), strict=True) if problem]
-        for plan, _ in checked:
-            jobs.table(plan, value_of(arguments, "tracker"))
-        if failed:
-            raise FailedCells("\n".join([f"{len(failed)} of {len(todo)} cells failed:", *failed]))
-        return None
+        try:
+            for plan, specs in checked:
+                jobs.table(plan, specs)
+        finally:  # whatever becomes of the table, the failed cells are named
+            if failed:
+                raise FailedCells("\n".join([f"{len(failed)} of {len(todo)} cells failed:", *failed]))
 
 
 def _problem(returned: JobReturn) -> str | None:
