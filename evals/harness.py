@@ -188,9 +188,7 @@ def _check_max_length(model: transformers.PreTrainedModel, max_length: int | Non
     if max_length is not None and max_length < 2:
         raise ValueError(f"evaluation.max_length must be >= 2, got {max_length}")
     if max_length is not None and model_length is not None and max_length > model_length:
-        raise ValueError(
-            f"evaluation.max_length must be <= {model_length}, the model's own, got {max_length}"
-        )
+        raise ValueError(f"evaluation.max_length must be <= {model_length}, the model's own, got {max_length}")
 
 
 def _check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, apply_chat_template: bool) -> None:
@@ -205,9 +203,7 @@ def _check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, apply_chat
 # Tasks ------------------------------------------------------------------------------------------------------
 
 
-def _load(
-    request: TaskRequest, seed: int, data_root: str | Path | None, include_path: IncludePath
-) -> TaskDict:
+def _load(request: TaskRequest, seed: int, data_root: str | Path | None, include_path: IncludePath) -> TaskDict:
     """The tasks of a request with their data. A `TaskManager` of its own keeps its metadata to it."""
     from lm_eval.tasks import TaskManager
 

@@ -129,9 +129,7 @@ def _relabelled_copy_item(skill: str, content: Content) -> Item:
     (digits,) = content
     part = _relabelled_copy_part(content)
     word, copy = _STRING_FUNCTIONS["copy"]
-    return Item(
-        skill, part, f"{word} {digits}:", copy(digits) if part == "easy" else _shift_digits(digits, 5)
-    )
+    return Item(skill, part, f"{word} {digits}:", copy(digits) if part == "easy" else _shift_digits(digits, 5))
 
 
 # Word problems ----------------------------------------------------------------------------------------------
@@ -230,9 +228,7 @@ _SOURCES: dict[str, _Source] = {
 
 
 @functools.cache
-def _pools(
-    contents: Callable[[], Iterator[Content]], part_of: Callable[[Content], str]
-) -> dict[tuple[str, str], list]:
+def _pools(contents: Callable[[], Iterator[Content]], part_of: Callable[[Content], str]) -> dict[tuple[str, str], list]:
     """The contents of each (split, part); the lists are cached and shared, so they must not be changed."""
     pools: dict[tuple[str, str], list[Content]] = {}
     for content in contents():

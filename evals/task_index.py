@@ -119,9 +119,7 @@ def _check_metadata(request: TaskRequest, leaves: Sequence[tuple[Path, Mapping[s
             if option not in OWN_METADATA:
                 raise ValueError(f"{key} must have keys out of {', '.join(OWN_METADATA)}, got {option!r}")
     elif not any("custom_dataset" in config for _, config in leaves):
-        raise ValueError(
-            f"{key} must be left out: the task's data takes no options, got {dict(request.metadata)}"
-        )
+        raise ValueError(f"{key} must be left out: the task's data takes no options, got {dict(request.metadata)}")
 
 
 def check_tasks(names: Iterable[str], include_path: IncludePath = None) -> None:

@@ -24,7 +24,11 @@ class Context(Protocol):
     seed: int
     folder: Path
     kind: Causal
-    examples: int  # training examples
+
+    @property
+    def examples(self) -> int:
+        """Number of training examples."""
+        ...
 
     def role(self, name: str) -> nn.Module:
         """The model of a role, ready to be called."""

@@ -131,12 +131,34 @@ def pack(ordered: list[int], lengths: NDArray[np.int64], row_length: int) -> lis
 
 def _without_targets(batch: Batch) -> Batch:
     """A batch that costs a forward pass and adds nothing: what a process without rows of its own runs."""
-    return Batch(batch.input_ids_BT, batch.position_ids_BT, torch.zeros_like(batch.target_mask_BT), batch.sequence_BT,
-                 batch.example_S)
+    return Batch(
+        batch.input_ids_BT,
+        batch.position_ids_BT,
+        torch.zeros_like(batch.target_mask_BT),
+        batch.sequence_BT,
+        batch.example_S,
+    )
 
 
-def make_batches(examples: Examples, settings: Mapping[str, Any], *, pad_token: int, max_length: int, seed: int,
-                 rank: int = 0, world: int = 1) -> Batches:
+def make_batches(
+    examples: Examples,
+    settings: Mapping[str, Any],
+    *,
+    pad_token: int,
+    max_length: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Batches:
     """The batches of `training:` settings."""
-    return Batches(examples, settings["batch_size"], settings["micro_batch_size"], settings["packing"], max_length,
-                   pad_token, seed, rank, world)
+    return Batches(
+        examples,
+        settings["batch_size"],
+        settings["micro_batch_size"],
+        settings["packing"],
+        max_length,
+        pad_token,
+        seed,
+        rank,
+        world,
+    )

@@ -24,8 +24,11 @@ def name_of(step: int) -> str:
 
 def seal(written: Path, final: Path) -> None:
     """Turn a fully written folder into a complete checkpoint named `final`."""
-    files = {path.relative_to(written).as_posix(): [path.stat().st_size, _digest(path)]
-             for path in sorted(written.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(written).as_posix(): [path.stat().st_size, _digest(path)]
+        for path in sorted(written.rglob("*"))
+        if path.is_file()
+    }
     seal_path = written / _SEAL
     with seal_path.open("w") as file:
         json.dump(files, file)

@@ -86,8 +86,9 @@ def make_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim
     """
     module, _, name = settings["_target_"].rpartition(".")
     class_ = getattr(importlib.import_module(module), name)
-    arguments = {key: tuple(value) if isinstance(value, list) else value
-                 for key, value in settings.items() if key != "_target_"}
+    arguments = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items() if key != "_target_"
+    }
     try:
         built = class_([value for value in model.parameters() if value.requires_grad], **arguments)
     except (TypeError, ValueError) as error:
@@ -103,8 +104,13 @@ class TrainingEngine:
     before the update, whether or not the step is logged.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Mapping[str, Any], settings: Mapping[str, Any],
-                 clip_norm: float | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        clip_norm: float | None,
+    ) -> None:
         if settings["activation_checkpointing"]:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         self._plain = settings["zero_stage"] == 0 and settings["precision"] != "bf16"
@@ -112,7 +118,9 @@ class TrainingEngine:
         # Without ZeRO the whole gradient is here: one norm clips it, checks it and is worth logging.
         config = ds_config(settings, None if self._plain else clip_norm)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model.to(device()), optimizer=make_optimizer(model, optimizer), config=config,
+            model=model.to(device()),
+            optimizer=make_optimizer(model, optimizer),
+            config=config,
             dist_init_required=False,
         )
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]

@@ -45,6 +45,8 @@ def _arguments(argv: list[str]) -> list[str]:
     """argv with the overrides of the named experiment's row put before the user's own, which win."""
     if any(word.startswith(("-sc", "--shell")) for word in argv):
         return argv
+    if "--help" in argv or "-h" in argv:
+        _list_groups_at_once()
     flags = [word for word in argv if word.startswith("-") or "=" not in word]
     overrides = [word for word in argv if word not in flags]
     overrides = plugin_overrides(overrides)
@@ -72,6 +74,22 @@ def _run_hydra(config: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the sweep goes on with its other cells
         _stop(str(error))
+
+
+def _list_groups_at_once() -> None:
+    """For `--help`, Hydra asks for the options of a hundred groups, and copies all it has read before each answer.
+
+    That is half of the command's time. The repository itself gives the same answers.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.object_type import ObjectType
+
+    def get_group_options(
+        self: ConfigLoaderImpl, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG, **_: object
+    ) -> list[str]:
+        return self.repository.get_group_options(group_name, results_filter)
+
+    ConfigLoaderImpl.get_group_options = get_group_options  # type: ignore[method-assign, assignment]
 
 
 def _stop(message: str, code: int = 1) -> None:

@@ -33,8 +33,9 @@ def load_tokenizer(settings: Mapping[str, Any], parent: Path | None) -> PreTrain
     source = str(parent / "model") if parent else settings["tokenizer"] or settings["id"]
     revision = settings["revision"] if source == settings["id"] else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision,
-                                                  trust_remote_code=settings["trust_remote_code"])
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=settings["trust_remote_code"]
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.tokenizer={source}: cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
@@ -46,7 +47,9 @@ def load_tokenizer(settings: Mapping[str, Any], parent: Path | None) -> PreTrain
     return tokenizer
 
 
-def load_model(settings: Mapping[str, Any], parent: Path | None, vocabulary: int, dtype: str | None = None) -> nn.Module:
+def load_model(
+    settings: Mapping[str, Any], parent: Path | None, vocabulary: int, dtype: str | None = None
+) -> nn.Module:
     """The model of `model:` settings on the CPU, in training mode.
 
     Args:
@@ -59,18 +62,28 @@ def load_model(settings: Mapping[str, Any], parent: Path | None, vocabulary: int
         UserError: it cannot be loaded or built, or does not fit the tokenizer.
     """
     loader = _CLASSES[settings["kind"]]
-    options = {"attn_implementation": settings["attention"], "dtype": getattr(torch, dtype or settings["dtype"])}
+    options = {
+        "attn_implementation": settings["attention"],
+        "dtype": getattr(torch, dtype or settings["dtype"]),
+    }
     if settings["architecture"] is not None:
         model = _random(loader, settings, options)
     else:
         source = str(parent / "model") if parent else settings["id"]
         try:
-            model = loader.from_pretrained(source, revision=settings["revision"] if not parent else None,
-                                           trust_remote_code=settings["trust_remote_code"], use_safetensors=True, **options)
+            model = loader.from_pretrained(
+                source,
+                revision=settings["revision"] if not parent else None,
+                trust_remote_code=settings["trust_remote_code"],
+                use_safetensors=True,
+                **options,
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"model.id={source}: cannot be loaded: {_first_line(error)}") from error
     if model.get_input_embeddings().num_embeddings < vocabulary:
-        raise UserError(f"model.tokenizer: has {vocabulary} tokens, the model only {model.get_input_embeddings().num_embeddings}")
+        raise UserError(
+            f"model.tokenizer: has {vocabulary} tokens, the model only {model.get_input_embeddings().num_embeddings}"
+        )
     assert isinstance(model, nn.Module)
     return model.train()
 

@@ -63,8 +63,9 @@ def _ensure_parent(spec: RunSpec) -> None:
     assert parent is not None
     known = record.status(parent)
     if known.state == "stale" and spec.config["rerun"] == "missing":
-        raise UserError(f"model.from_run: the parent run {parent.folder} is stale ({known.reason}); "
-                        "add rerun=stale to run it again")
+        raise UserError(
+            f"model.from_run: the parent run {parent.folder} is stale ({known.reason}); add rerun=stale to run it again"
+        )
     if known.state != "done":
         log.info("%s needs %s, which runs first", spec.name, parent.name)
         run(parent)
@@ -79,12 +80,24 @@ def _execute(spec: RunSpec) -> dict[str, Any]:
     if config["engine"]["threads"]:
         torch.set_num_threads(config["engine"]["threads"])
     rank, world = start_processes()
-    recorder.open({**fingerprint.environment(), "processes": world, "threads": torch.get_num_threads(),
-                   "device": str(device())})
+    recorder.open(
+        {
+            **fingerprint.environment(),
+            "processes": world,
+            "threads": torch.get_num_threads(),
+            "device": str(device()),
+        }
+    )
     group, job_type = spec.experiment, spec.choices["method"]
     log.info("run %s", spec.name)
-    tracker = open_tracker(config["tracker"], folder=spec.folder, name=spec.name, group=group, job_type=job_type,
-                           config={**config, "identity": spec.identity})
+    tracker = open_tracker(
+        config["tracker"],
+        folder=spec.folder,
+        name=spec.name,
+        group=group,
+        job_type=job_type,
+        config={**config, "identity": spec.identity},
+    )
     try:
         training.seed_everything(spec.seed)
         context = RunContext(spec, recorder, tracker, rank, world)
@@ -101,8 +114,12 @@ def _execute(spec: RunSpec) -> dict[str, Any]:
             "metrics": evaluation.metrics,
             "samples": evaluation.n_samples,
             "cut_prompts": evaluation.cut_prompts,
-            "evaluation": {"lm_eval": evaluation.lm_eval_version, "tasks": evaluation.task_versions,
-                           "num_fewshot": evaluation.num_fewshot, "groups": evaluation.groups},
+            "evaluation": {
+                "lm_eval": evaluation.lm_eval_version,
+                "tasks": evaluation.task_versions,
+                "num_fewshot": evaluation.num_fewshot,
+                "groups": evaluation.groups,
+            },
             "method_metrics": method_metrics,
             "seconds": seconds,
         }
@@ -135,9 +152,15 @@ def _evaluate(spec: RunSpec, context: "RunContext") -> Evaluation:
         model = load_model(spec.config["model"], context.parent, len(context.tokenizer), dtype)
     try:
         return evaluate(
-            model.to(device()).eval(), context.tokenizer, [TaskRequest(**task) for task in settings["tasks"]],
-            batch_size=settings["batch_size"], limit=settings["limit"], max_length=settings["max_length"],
-            data_root=settings["data_root"], include_path=settings["include_path"], seed=spec.seed,
+            model.to(device()).eval(),
+            context.tokenizer,
+            [TaskRequest(**task) for task in settings["tasks"]],
+            batch_size=settings["batch_size"],
+            limit=settings["limit"],
+            max_length=settings["max_length"],
+            data_root=settings["data_root"],
+            include_path=settings["include_path"],
+            seed=spec.seed,
             apply_chat_template=settings["apply_chat_template"],
             confirm_run_unsafe_code=settings["confirm_run_unsafe_code"],
         )
@@ -166,13 +189,29 @@ class RunContext:
         longest = training_settings["max_length"] or self._context_length
         if longest > self._context_length:
             raise UserError(f"training.max_length={longest}: the model takes at most {self._context_length} tokens")
-        examples: Examples = tokenize(rows, self.config["dataset"], self.tokenizer, max_length=longest,
-                                      too_long=training_settings["too_long"])
-        log.info("%d training examples, %d tokens, longest %d", len(examples), len(examples.tokens),
-                 examples.lengths.max())
+        examples: Examples = tokenize(
+            rows,
+            self.config["dataset"],
+            self.tokenizer,
+            max_length=longest,
+            too_long=training_settings["too_long"],
+        )
+        log.info(
+            "%d training examples, %d tokens, longest %d",
+            len(examples),
+            len(examples.tokens),
+            examples.lengths.max(),
+        )
         assert isinstance(self.tokenizer.pad_token_id, int)
-        return make_batches(examples, training_settings, pad_token=self.tokenizer.pad_token_id, max_length=longest,
-                            seed=self.seed, rank=self._rank, world=self._world)
+        return make_batches(
+            examples,
+            training_settings,
+            pad_token=self.tokenizer.pad_token_id,
+            max_length=longest,
+            seed=self.seed,
+            rank=self._rank,
+            world=self._world,
+        )
 
     @cached_property
     def _context_length(self) -> int:
@@ -183,8 +222,11 @@ class RunContext:
             return context_length(AutoConfig.for_model(**settings["architecture"]))
         source = str(self.parent / "model") if self.parent else settings["id"]
         try:
-            return context_length(AutoConfig.from_pretrained(source, revision=settings["revision"],
-                                                             trust_remote_code=settings["trust_remote_code"]))
+            return context_length(
+                AutoConfig.from_pretrained(
+                    source, revision=settings["revision"], trust_remote_code=settings["trust_remote_code"]
+                )
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"model.id={source}: cannot be loaded: {str(error).splitlines()[0]}") from error
 
@@ -199,8 +241,12 @@ class RunContext:
             _ = self._data  # a mistake in the data is told before a model is loaded
             model = load_model(self.config["model"], self.parent, len(self.tokenizer))
             if name in self.method.trained:
-                engine = TrainingEngine(model, self.config["optimizer"], self.config["engine"],
-                                        self.config["training"]["clip_norm"])
+                engine = TrainingEngine(
+                    model,
+                    self.config["optimizer"],
+                    self.config["engine"],
+                    self.config["training"]["clip_norm"],
+                )
                 self._engines[name], self._roles[name] = engine, engine.engine
             else:
                 self._roles[name] = frozen_engine(model, self.config["engine"])
@@ -220,7 +266,9 @@ class RunContext:
         roles = {name: self.role(name) for name in (*objective.trained, *objective.frozen)}
         engine = self._engines[objective.trained[0]]
         start = training.restore(engine, objective, self.folder)
-        return training.train(objective, engine, roles, self._data, self.config["training"], self.folder, self._log, start)
+        return training.train(
+            objective, engine, roles, self._data, self.config["training"], self.folder, self._log, start
+        )
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Record metrics that belong to no training step."""

@@ -91,12 +91,17 @@ def train(
             done = step + 1
             targets += sum(batch.target_count for batch in micro_batches)
             if done % settings["log_every"] == 0 or done == total:
-                metrics = {f"train/{name}": _sum_over_processes(value, engine.world) / max(count, 1)
-                           for name, value in sums.items()}
+                metrics = {
+                    f"train/{name}": _sum_over_processes(value, engine.world) / max(count, 1)
+                    for name, value in sums.items()
+                }
                 now = time.perf_counter()
                 speed = (targets - targets_logged) * engine.world / (now - logged_at)
-                metrics |= {"train/learning_rate": engine.optimizer.param_groups[0]["lr"],
-                            "train/target_tokens_per_second": speed, "train/epoch": done / batches.steps_per_epoch}
+                metrics |= {
+                    "train/learning_rate": engine.optimizer.param_groups[0]["lr"],
+                    "train/target_tokens_per_second": speed,
+                    "train/epoch": done / batches.steps_per_epoch,
+                }
                 if norm is not None:
                     metrics["train/gradient_norm"] = norm
                 logged_at, targets_logged, loss = now, targets, metrics["train/loss"]
@@ -107,12 +112,22 @@ def train(
             if every is not None and done % every == 0 and done < total:
                 save(engine, objective, folder, done)
     seconds = time.perf_counter() - began
-    return {"train/loss": loss, "train/steps": total, "train/units": units, "train/target_tokens": targets * engine.world,
-            "train/seconds": seconds}
+    return {
+        "train/loss": loss,
+        "train/steps": total,
+        "train/units": units,
+        "train/target_tokens": targets * engine.world,
+        "train/seconds": seconds,
+    }
 
 
-def _accumulate(objective: Objective, engine: TrainingEngine, roles: Mapping[str, nn.Module], micro_batches: list[Any],
-                count: int) -> dict[str, Tensor]:
+def _accumulate(
+    objective: Objective,
+    engine: TrainingEngine,
+    roles: Mapping[str, nn.Module],
+    micro_batches: list[Any],
+    count: int,
+) -> dict[str, Tensor]:
     """Forward and backward over a step's micro-batches; returns the sums of the loss and of its metrics."""
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches):

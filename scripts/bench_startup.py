@@ -63,9 +63,7 @@ def compare(app: list[str], retable: list[str], folder: str, runs: int) -> None:
                 execute([*command, *flags], folder)
                 if run > 0:
                     seconds.setdefault((" ".join(flags), name), []).append(time.perf_counter() - start)
-    print(
-        f"{'':12}{'empty app':>12}{'retable':>12}{'ratio':>8}   (median of {runs} runs, seconds; goal {GOAL})"
-    )
+    print(f"{'':12}{'empty app':>12}{'retable':>12}{'ratio':>8}   (median of {runs} runs, seconds; goal {GOAL})")
     for flags in FLAGS:
         empty, own = (median(seconds[" ".join(flags), name]) for name in ("empty app", "retable"))
         print(f"{' '.join(flags):12}{empty:12.3f}{own:12.3f}{own / empty:8.2f}")
@@ -79,9 +77,7 @@ def imports_torch(command: list[str], folder: str) -> bool:
 
 def execute(arguments: list[str], folder: str) -> subprocess.CompletedProcess[str]:
     """Run this interpreter in `folder`; stop with its error output if it fails."""
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stderr}")
     return done

@@ -58,10 +58,13 @@ def report(packing: bool, measured: dict[str, list[dict[str, float]]]) -> None:
     for name, runs in measured.items():
         speeds = [run["tokens_per_second"] for run in runs]
         memory = statistics.median(run["peak_mb"] for run in runs)
-        print(f"  {name:<5} {statistics.median(speeds):8.0f} target tokens/s (from {min(speeds):.0f} to {max(speeds):.0f})"
-              f"  {statistics.median(run['tokens_per_step'] for run in runs):6.0f} target tokens/step  peak {memory:6.0f} MB")
-    ratios = [a["tokens_per_second"] / b["tokens_per_second"]
-              for a, b in zip(measured["ours"], measured["trl"], strict=True)]
+        print(
+            f"  {name:<5} {statistics.median(speeds):8.0f} target tokens/s (from {min(speeds):.0f} to {max(speeds):.0f})"
+            f"  {statistics.median(run['tokens_per_step'] for run in runs):6.0f} target tokens/step  peak {memory:6.0f} MB"
+        )
+    ratios = [
+        a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(measured["ours"], measured["trl"], strict=True)
+    ]
     print(f"  ratio ours/trl: median {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
 
 
@@ -82,7 +85,9 @@ def prepare(folder: Path, data: str | None) -> str:
     path = Path(data or "") / "gsm8k" / "train.jsonl"
     if data and path.is_file():
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        examples = [{"prompt": f"Question: {row['question']}\nAnswer:", "completion": " " + row["answer"]} for row in rows]
+        examples = [
+            {"prompt": f"Question: {row['question']}\nAnswer:", "completion": " " + row["answer"]} for row in rows
+        ]
         source = f"{len(examples)} of GSM8K"
     else:
         from evals import mini_world
@@ -94,12 +99,27 @@ def prepare(folder: Path, data: str | None) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<pad>", "<eos>"],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator((example["prompt"] + example["completion"] for example in examples), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder / "model")
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=683, num_hidden_layers=4,
-                         num_attention_heads=4, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=1)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(
+        folder / "model"
+    )
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=683,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=1,
+    )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     return source
 
@@ -158,8 +178,11 @@ def trl(folder: Path, packing: bool, steps: int) -> dict[str, float]:
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     trainer = SFTTrainer(
-        model, config, train_dataset=datasets.load_dataset("json", data_files=str(folder / "examples.jsonl"), split="train"),
-        processing_class=AutoTokenizer.from_pretrained(folder / "model"), callbacks=[Clock()],
+        model,
+        config,
+        train_dataset=datasets.load_dataset("json", data_files=str(folder / "examples.jsonl"), split="train"),
+        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        callbacks=[Clock()],
     )
     collate = trainer.data_collator
 

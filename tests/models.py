@@ -32,7 +32,14 @@ def random_examples(count: int = 12, seed: int = 0, shortest: int = 4, longest: 
     return Examples(tokens, starts, generator.integers(1, 4, count))
 
 
-def batches_of(examples: Examples, *, batch_size: int = 12, micro: int = 12, packing: bool = False,
-               row_length: int = 32, seed: int = 0) -> Batches:
+def batches_of(
+    examples: Examples,
+    *,
+    batch_size: int = 12,
+    micro: int = 12,
+    packing: bool = False,
+    row_length: int = 32,
+    seed: int = 0,
+) -> Batches:
     """The batches of one process."""
     return Batches(examples, batch_size, micro, packing, row_length, PAD, seed)

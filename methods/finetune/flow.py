@@ -24,7 +24,7 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from methods.batch import Batch, mean_by_sequence
-from methods.finetune.sft import Sft
+from methods.finetune.sft import Sft, SftConfig
 from methods.kinds.causal import frozen
 from methods.method import Context
 from methods.objective import Loss
@@ -33,7 +33,7 @@ Losses = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
+class FlowConfig(SftConfig):
     """temperature: tau in nats per token, or `median`. normalize: divide the weights by their mean."""
 
     temperature: PositiveFloat | Literal["median"] = "median"

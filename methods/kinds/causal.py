@@ -5,6 +5,7 @@ Legend: B rows, T tokens of a row, K target tokens of the batch, D width, V voca
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,7 @@ class Causal:
         # The hidden state at t predicts the token at t + 1.
         source_mask_BT = F.pad(batch.target_mask_BT[:, 1:], (0, 1), value=False)
         with _only_at(model, source_mask_BT):
-            logits_KV = model(
-                input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False
-            ).logits
+            logits_KV = model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False).logits
         targets_K = batch.input_ids_BT[batch.target_mask_BT]
         return -F.cross_entropy(logits_KV.float(), targets_K, reduction="none")
 
@@ -35,7 +34,8 @@ class Causal:
 @contextmanager
 def _only_at(model: nn.Module, mask_BT: Tensor) -> Iterator[None]:
     """Let the output layer see only the hidden states at `mask_BT`: logits come out as [K, V], not [B, T, V]."""
-    head = getattr(model, "module", model).get_output_embeddings()
+    inner: Any = getattr(model, "module", model)  # a DeepSpeed engine wraps the model
+    head: nn.Module = inner.get_output_embeddings()
 
     def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BTD, *rest = inputs

@@ -28,10 +28,35 @@ def processes():
 class Curve:
     """A short training run: its losses, gradient norms and final weights."""
 
-    def __init__(self, tmp_path, *, steps=8, micro=6, packing=False, method="sft", count=48, batch_size=6, shortest=4,
-                 optimizer=ADAMW, engine=None, model=None, poison=None, training_changes=None, start_method=None):
-        settings = vars(Training(**{"steps": steps, "log_every": 1, "batch_size": batch_size, "warmup_ratio": 0.1,
-                                    **(training_changes or {})}))
+    def __init__(
+        self,
+        tmp_path,
+        *,
+        steps=8,
+        micro=6,
+        packing=False,
+        method="sft",
+        count=48,
+        batch_size=6,
+        shortest=4,
+        optimizer=ADAMW,
+        engine=None,
+        model=None,
+        poison=None,
+        training_changes=None,
+        start_method=None,
+    ):
+        settings = vars(
+            Training(
+                **{
+                    "steps": steps,
+                    "log_every": 1,
+                    "batch_size": batch_size,
+                    "warmup_ratio": 0.1,
+                    **(training_changes or {}),
+                }
+            )
+        )
         examples = random_examples(count, shortest=shortest)
         self.batches = batches_of(examples, batch_size=batch_size, micro=micro, packing=packing)
         self.method = start_method or (Sft(SftConfig()) if method == "sft" else Flow(FlowConfig()))
@@ -47,8 +72,14 @@ class Curve:
         try:
             start = training.restore(self.engine, self.method, tmp_path)
             self.summary = training.train(
-                self.method, self.engine, {"policy": self.engine.engine}, self.batches, settings, tmp_path,
-                lambda metrics, step: self.records.append((step, metrics)), start,
+                self.method,
+                self.engine,
+                {"policy": self.engine.engine},
+                self.batches,
+                settings,
+                tmp_path,
+                lambda metrics, step: self.records.append((step, metrics)),
+                start,
             )
         finally:
             self.weights = {name: value.clone() for name, value in self.engine.weights().items()}
@@ -58,8 +89,13 @@ class Curve:
         return np.array([metrics[name] for _, metrics in self.records])
 
 
-LAYOUTS = {"accumulated": {"micro": 2}, "one by one": {"micro": 1}, "uneven": {"micro": 4}, "packed": {"packing": True},
-           "packed, accumulated": {"packing": True, "micro": 1}}
+LAYOUTS = {
+    "accumulated": {"micro": 2},
+    "one by one": {"micro": 1},
+    "uneven": {"micro": 4},
+    "packed": {"packing": True},
+    "packed, accumulated": {"packing": True, "micro": 1},
+}
 
 
 @pytest.mark.parametrize("method", ["sft", "flow"])
@@ -89,8 +125,9 @@ def test_order_inside_the_batch_changes_nothing(tmp_path):
     def shuffled(curve):
         original = type(curve.batches).global_batch
         generator = np.random.default_rng(3)
-        object.__setattr__(curve.batches, "global_batch",
-                           lambda step: generator.permutation(original(curve.batches, step)))
+        object.__setattr__(
+            curve.batches, "global_batch", lambda step: generator.permutation(original(curve.batches, step))
+        )
 
     other = Curve(tmp_path / "b", poison=shuffled)
     np.testing.assert_allclose(other.column("train/loss"), straight.column("train/loss"), rtol=2e-5)
@@ -182,12 +219,16 @@ def _poison_gradient(curve):
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-@pytest.mark.parametrize(("poison", "what"), [(_poison_loss, "loss is nan"), (_poison_gradient, "gradient is not finite")])
+@pytest.mark.parametrize(
+    ("poison", "what"), [(_poison_loss, "loss is nan"), (_poison_gradient, "gradient is not finite")]
+)
 def test_non_finite_numbers_stop_before_the_update(tmp_path, stage, poison, what):
     """Logged step or not, whatever the stage; the message names step and batch; the last checkpoint stays good."""
     curve = Curve.__new__(Curve)
     with pytest.raises(NonFiniteError) as raised:
-        curve.__init__(tmp_path, poison=poison, engine=Engine(zero_stage=stage), training_changes={"checkpoint_every": 1})
+        curve.__init__(
+            tmp_path, poison=poison, engine=Engine(zero_stage=stage), training_changes={"checkpoint_every": 1}
+        )
     message = str(raised.value)
     assert what in message and "step 3 of 8" in message and "batch of examples [" in message
     assert len(curve.records) == 2
@@ -228,12 +269,23 @@ def test_resumed_equals_uninterrupted(tmp_path, method, stage):
         curve.method.after_step = after_step
 
     with pytest.raises(StopHere):
-        Curve(tmp_path / "b", method=method, engine=engine, poison=stop, training_changes={"checkpoint_every": 2})
+        Curve(
+            tmp_path / "b",
+            method=method,
+            engine=engine,
+            poison=stop,
+            training_changes={"checkpoint_every": 2},
+        )
     fresh = Flow(FlowConfig()) if method == "flow" else None
     if fresh is not None:
         fresh.weights_n = torch.zeros(48)  # what the checkpoint holds must replace it
-    resumed = Curve(tmp_path / "b", method=method, engine=engine, start_method=fresh,
-                    training_changes={"checkpoint_every": 2})
+    resumed = Curve(
+        tmp_path / "b",
+        method=method,
+        engine=engine,
+        start_method=fresh,
+        training_changes={"checkpoint_every": 2},
+    )
     assert [step for step, _ in resumed.records] == [5, 6, 7, 8]
     assert np.array_equal(resumed.column("train/loss"), whole.column("train/loss")[4:])
     assert all(torch.equal(value, whole.weights[name]) for name, value in resumed.weights.items())
@@ -258,7 +310,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
         written.mkdir()
         (written / "weights").write_bytes(bytes([step]) * 1000)
         checkpoints.seal(written, tmp_path / checkpoints.name_of(step))
-    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-000002", "step-000003"], "the last two are kept"
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-000002", "step-000003"], (
+        "the last two are kept"
+    )
     newest = checkpoints.latest(tmp_path)
     assert newest.name == "step-000003"
     (newest / "weights").write_bytes(bytes([3]) * 999)

@@ -36,9 +36,7 @@ def test_known_answers():
     """Worked by hand: median of an even count is the mean of the two middle values."""
     temperature = flow_temperature(LOSSES)
     assert temperature == 0.75
-    np.testing.assert_allclose(
-        flow_weights(LOSSES, temperature), [0.765928, 0.513417, 0.263597, 0.069483], atol=5e-7
-    )
+    np.testing.assert_allclose(flow_weights(LOSSES, temperature), [0.765928, 0.513417, 0.263597, 0.069483], atol=5e-7)
 
 
 def test_weights_solve_the_entropic_problem():

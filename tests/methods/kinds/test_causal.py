@@ -73,9 +73,18 @@ def test_softcapped_logits_are_kept():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    config = Gemma2Config(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                          num_key_value_heads=1, head_dim=8, max_position_embeddings=64, final_logit_softcapping=0.01,
-                          attn_implementation="eager")
+    config = Gemma2Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        final_logit_softcapping=0.01,
+        attn_implementation="eager",
+    )
     model, examples = Gemma2ForCausalLM(config).eval(), random_examples(3)
     expected = reference(model, examples)
     (batch,) = batches_of(examples, batch_size=3).of_step(0)
