@@ -6,15 +6,12 @@ none of them overrides it, and still gets its identity, its folder and its place
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from methods.batch import Batch
 from methods.kinds import Causal
-
-if TYPE_CHECKING:
-    from methods.objective import Objective
 
 
 class Context(Protocol):
@@ -38,7 +35,7 @@ class Context(Protocol):
         """All training examples once, in the order of the data set, in micro-batches, with a progress bar."""
         ...
 
-    def train(self, objective: "Objective") -> Mapping[str, float]:
+    def train(self, objective: "Method") -> Mapping[str, float]:
         """Minimise the objective on the trained role; returns the run's training metrics."""
         ...
 

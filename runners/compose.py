@@ -101,6 +101,13 @@ class RunSpec:
             # The micro-batch changes the result of an objective that couples its examples.
             decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
         decides["content"] = fingerprint.of_inputs(self.config)
+        # What lies at a local path decides, not where it lies.
+        if self.config["dataset"]["source"] == "file":
+            del decides["dataset"]["path"]
+        for key in ("id", "tokenizer"):
+            path = self.config["model"][key]
+            if path is not None and Path(path).is_dir():
+                del decides["model"][key]
         return decides
 
 

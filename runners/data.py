@@ -93,10 +93,14 @@ def _hub(settings: Mapping[str, Any]) -> Any:
 def _load(path: str, *words: Any, **options: Any) -> Any:
     import datasets
 
+    named = options.get("data_files", path)
     try:
         return datasets.load_dataset(path, *words, **options)
+    except StopIteration as error:  # of a file without rows
+        raise UserError(f"dataset.path={named}: the data set is empty") from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        named = options.get("data_files", path)
+        if "corresponds to no data" in str(error):
+            raise UserError(f"dataset.path={named}: the data set is empty") from error
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"dataset.path={named}: cannot be loaded: {reason}") from error
 
@@ -123,8 +127,8 @@ def tokenize(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tok
     characters belong to the completion (all but the first with `loss_on: all`), and EOS does.
 
     Raises:
-        UserError: a prompt that doubles BOS, a sequence longer than `max_length` (unless `too_long` says
-            truncate or drop), nothing left to train on.
+        UserError: a row without a value for the template, a prompt that doubles BOS, a sequence longer than
+            `max_length` (unless `too_long` says truncate or drop), nothing left to train on.
     """
     rows = list(rows)
     tokens: list[NDArray[np.int32]] = []
@@ -133,6 +137,7 @@ def tokenize(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tok
     with progress("tokenising", len(rows)) as advance:
         for begin in range(0, len(rows), _CHUNK):
             chunk = rows[begin : begin + _CHUNK]
+            _check_filled(chunk, begin, settings)
             prompts = [settings["prompt"].format_map(row) for row in chunk]
             texts = [prompt + settings["completion"].format_map(row) for prompt, row in zip(prompts, chunk, strict=True)]
             encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
@@ -162,6 +167,14 @@ def tokenize(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tok
         raise UserError(f"training.max_length={max_length}: no example has a token that carries loss "
                         f"({dropped} of {len(rows)} dropped)")
     return Examples(np.concatenate(tokens), np.concatenate([[0], np.cumsum(lengths)]), targets_n)
+
+
+def _check_filled(rows: Sequence[Mapping[str, Any]], first: int, settings: Mapping[str, Any]) -> None:
+    for key in ("prompt", "completion"):
+        for column in _columns_of(key, settings[key]):
+            missing = next((place for place, row in enumerate(rows) if row[column] is None), None)
+            if missing is not None:  # else the text would say "None"
+                raise UserError(f"dataset.{key}={settings[key]!r}: example {first + missing} has no {column!r}")
 
 
 def _check_bos(ids: Sequence[int], tokenizer: Any, text: str) -> None:

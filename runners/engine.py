@@ -168,6 +168,14 @@ class TrainingEngine:
             norm = float(self.engine.get_global_grad_norm())
         return norm
 
+    def weights_are_finite(self) -> bool:
+        """Whether every weight is a number, on every process."""
+        # Under ZeRO 3 a parameter is empty and `ds_tensor` holds this process's shard.
+        own = [getattr(value, "ds_tensor", value) for value in self.engine.module.parameters()]
+        found = torch.tensor(float(all(bool(torch.isfinite(value).all()) for value in own)), device=device())
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return bool(found)
+
     def save(self, folder: str, tag: str, state: dict[str, Any]) -> None:
         """Write weights, optimizer and `state` below `folder/tag` (every process takes part)."""
         self.engine.save_checkpoint(folder, tag=tag, client_state=state, save_latest=False)

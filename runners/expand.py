@@ -137,16 +137,22 @@ def check_choices(overrides: list[str]) -> None:
         UserError: it does not; with the nearest names.
     """
     roots = config_roots(overrides)
-    groups = {path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()} - {"hydra"}
+    known_groups = groups(roots)
     for override in overrides:
         key, _, value = override.partition("=")
         group = key.lstrip("+")
-        if group not in groups:
+        if group not in known_groups:
             continue
         known = choices(group, roots)
         # A sweep's list (a,b) is checked choice by choice, once it is split into cells.
         if value.strip("'\"") not in known and not re.search(r"[,(\[{]", value):
             raise UserError(f"{group}={value}: no such choice{nearest(value, known)}; `retable job=list` shows all")
+
+
+def groups(roots: list[Path]) -> set[str]:
+    """The names of our groups (Hydra's own aside)."""
+    folders = [path for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()]
+    return {path.name for path in folders if not path.name.startswith(("_", "."))} - {"hydra"}
 
 
 def choices(group: str, roots: list[Path]) -> list[str]:

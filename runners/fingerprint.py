@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,8 @@ from evals.local_data import local_copy, reader
 from evals.task_index import OWN_TASKS, task_folders
 from runners.errors import UserError
 from runners.signatures import imported_modules, module_path
+
+log = logging.getLogger(__name__)
 
 # What every result goes through, besides its method: their source makes a done run stale when it changes.
 ENGINE_MODULES = (
@@ -152,9 +155,11 @@ def check_files(config: dict[str, Any]) -> None:
 
 
 def _of_path(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return of_data([[file.relative_to(path.parent).as_posix(), _of_bytes(file, file.stat().st_mtime_ns)]
-                    for file in files])
+    """Fingerprint of what a file or folder holds, wherever it lies and whatever it is called."""
+    if path.is_file():
+        return of_data(_of_bytes(path, path.stat().st_mtime_ns))
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return of_data([[file.relative_to(path).as_posix(), _of_bytes(file, file.stat().st_mtime_ns)] for file in files])
 
 
 @lru_cache(maxsize=256)
@@ -164,14 +169,14 @@ def _hub_revision(name: str, revision: str | None, kind: str) -> str:
     if re.fullmatch(r"[0-9a-f]{40}", wanted):
         return wanted
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
 
     if not constants.HF_HUB_OFFLINE:
         try:
             info = HfApi().repo_info(name, revision=wanted, repo_type=kind, timeout=5)
             return str(info.sha)
-        except (HfHubHTTPError, OSError):
-            pass  # no network, or a gated set: what the cache holds is what will be loaded
+        except Exception as error:  # of whatever HTTP library the hub's client uses
+            # No network, or a gated set: what the cache holds is what will be loaded.
+            log.debug("%s: its revision could not be looked up: %s", name, error)
     folder = f"{kind}s--{name.replace('/', '--')}"
     reference = Path(constants.HF_HUB_CACHE) / folder / "refs" / wanted
     return reference.read_text().strip() if reference.is_file() else wanted

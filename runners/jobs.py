@@ -8,8 +8,10 @@ from typing import Any
 from runners import record
 from runners.compose import RunSpec, run_spec
 from runners.errors import UserError
+from runners.experiment import Experiment
+from runners.measurements import CellRun
 from runners.plan import Plan, main_columns, numbers, plans
-from runners.table import CellRun, Experiment, Table, build_table
+from runners.table import Table, build_table
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ def table(plan: Plan, specs: list[RunSpec]) -> Table | None:
 
 
 def _mirror(built: Table, spec: RunSpec, folder: Path) -> None:
-    from runners.render import as_rows
+    from runners.formats import as_rows
     from runners.tracker import open_tracker
 
     columns, rows = as_rows(built)

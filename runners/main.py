@@ -22,6 +22,9 @@ def main() -> None:
 
     A user's mistake is one line on stderr, naming key, value and rule; a defect keeps its traceback.
     """
+    # Threads that wait by spinning make training many times slower when anything else wants their core. The
+    # OpenMP runtime reads this once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Hydra would shorten every exception to a message of several lines; we print one, or the traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -44,6 +47,9 @@ def main() -> None:
 def _arguments(argv: list[str]) -> list[str]:
     """argv with the overrides of the named experiment's row put before the user's own, which win."""
     if any(word.startswith(("-sc", "--shell")) for word in argv):
+        from runners.completion import install
+
+        install()
         return argv
     if "--help" in argv or "-h" in argv:
         _list_groups_at_once()

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from runners.compose import explain
 from runners.errors import UserError
 from runners.expand import (
     config_roots,
@@ -77,7 +78,7 @@ def _split(arguments: list[str]) -> tuple[list[list[Assignment]], list[str]]:
     try:
         parsed = parser.parse_overrides(arguments)
     except HydraException as error:
-        raise UserError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
+        raise UserError(explain(error, arguments)) from error
     choices: dict[str, list[Assignment]] = {}
     for override in parsed:
         key = override.get_key_element()
@@ -85,6 +86,8 @@ def _split(arguments: list[str]) -> tuple[list[list[Assignment]], list[str]]:
             if not override.is_discrete_sweep():
                 raise UserError(f"{override.input_line}: only lists of values can be swept here (choice, range, glob)")
             choices[key] = [(key, str(value)) for value in override.sweep_string_iterator()]
+            if not choices[key]:
+                raise UserError(f"{override.input_line}: must stand for at least one value")
         else:
             choices[key] = [(key, override.get_value_element_as_str())]
     swept = [key for key, values in choices.items() if len(values) > 1]

@@ -66,6 +66,8 @@ class Recorder:
     def open(self, environment: Mapping[str, Any]) -> None:
         """Make the folder and write what is known before the run starts."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "checkpoints").is_dir():  # an attempt that left nothing to continue from
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(self.spec.config, sort_keys=False, allow_unicode=True))
         write_json(self.folder / "environment.json", {
             **environment,
@@ -82,6 +84,14 @@ class Recorder:
         line = json.dumps({"step": step, **metrics})
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps that will be done again: those after the checkpoint a run continues from."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and (json.loads(line)["step"] or 0) <= step]
+            write_atomically(path, "".join(kept))
 
     def samples(self, task: str, samples: list[dict[str, Any]]) -> None:
         """Write what the model answered to each item of a task."""
@@ -118,6 +128,8 @@ def set_aside(folder: Path) -> Path:
     """Rename a done run's folder out of the way, so that a new attempt never overwrites it."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = folder.with_name(f"{folder.name}.before-{stamp}")
+    while aside.exists():  # twice within a second
+        aside = aside.with_name(f"{aside.name}-again")
     os.replace(folder, aside)
     return aside
 

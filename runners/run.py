@@ -5,8 +5,8 @@ import gc
 import importlib
 import logging
 import shutil
-import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -259,13 +259,14 @@ class RunContext:
                 yield batch.to(device())
                 advance(len(batch.example_S))
 
-    def train(self, objective: Objective) -> Mapping[str, float]:
+    def train(self, objective: Method) -> Mapping[str, float]:
         """Minimise the objective on its trained role."""
-        if len(objective.trained) != 1:
+        if not isinstance(objective, Objective) or len(objective.trained) != 1:
             raise UserError(f"method={type(objective).__name__}: an objective trains one role, got {objective.trained}")
         roles = {name: self.role(name) for name in (*objective.trained, *objective.frozen)}
         engine = self._engines[objective.trained[0]]
         start = training.restore(engine, objective, self.folder)
+        self._recorder.forget_after(start)
         return training.train(
             objective, engine, roles, self._data, self.config["training"], self.folder, self._log, start
         )
@@ -321,7 +322,7 @@ def _logging_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        logging.getLogger("retable").debug("failed", exc_info=sys.exc_info())
+        handler.stream.write(traceback.format_exc())  # the terminal gets one line; the log keeps the whole
         raise
     finally:
         logging.getLogger().removeHandler(handler)

@@ -162,22 +162,27 @@ def _dataclass(module: str, name: str) -> type:
     """Execute one dataclass of a module, in a namespace of light imports, constants and its base dataclasses."""
     module, class_ = _find(module, name)
     tree = _tree(module)
-    wanted = {node.id for node in ast.walk(class_) if isinstance(node, ast.Name)}
+    constants = [(_assigned(node), node) for node in tree.body]
+    wanted = _names(class_)
+    for assigned, node in reversed(constants):  # what a constant is made of is needed too
+        if assigned & wanted:
+            wanted |= _names(node)
     body: list[ast.stmt] = []
     namespace: dict[str, Any] = {"__name__": f"{module}:{name}"}
     for node in tree.body:
         if isinstance(node, ast.Import) and all(alias.name.split(".")[0] in _LIGHT for alias in node.names):
             body.append(node)
-        elif isinstance(node, ast.ImportFrom) and node.module != "__future__" and node.level == 0:
-            if (node.module or "").split(".")[0] in _LIGHT:
+        elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            source = _absolute(module, node)
+            if node.level == 0 and source.split(".")[0] in _LIGHT:
                 body.append(node)
-            else:
-                for alias in node.names:
-                    if (alias.asname or alias.name) in wanted:
-                        namespace[alias.asname or alias.name] = _dataclass(node.module or "", alias.name)
+                continue
+            for alias in node.names:
+                if (alias.asname or alias.name) in wanted:
+                    namespace[alias.asname or alias.name] = _dataclass(source, alias.name)
         elif isinstance(node, ast.ClassDef) and node is not class_ and node.name in wanted:
             namespace[node.name] = _dataclass(module, node.name)
-        elif isinstance(node, ast.Assign) and {t.id for t in node.targets if isinstance(t, ast.Name)} & wanted:
+        elif _assigned(node) & wanted:
             body.append(node)
     code = compile(ast.Module([*body, class_], []), str(module_path(module)), "exec", dont_inherit=True)
     # The dataclass machinery looks its module up by name; this one exists only while it is read.
@@ -186,6 +191,15 @@ def _dataclass(module: str, name: str) -> type:
     if not inspect.isclass(built):
         raise UserError(f"_target_={module}.{name}: must be a dataclass")
     return built
+
+
+def _assigned(node: ast.stmt) -> set[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
 
 
 def _init_parameters(module: str, class_: ast.ClassDef) -> dict[str, Any] | None:

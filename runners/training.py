@@ -153,7 +153,13 @@ def _listed(indices: Any, most: int = 8) -> str:
 
 
 def save(engine: TrainingEngine, objective: Objective, folder: Path, done: int) -> None:
-    """Write a complete checkpoint after `done` optimizer steps."""
+    """Write a complete checkpoint after `done` optimizer steps.
+
+    Raises:
+        NonFiniteError: a weight is not a number; such a checkpoint would push the last good one out.
+    """
+    if not engine.weights_are_finite():
+        raise NonFiniteError(f"weights are not finite after step {done}; the checkpoint was not written")
     root = folder / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     final = root / checkpoints.name_of(done)

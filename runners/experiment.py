@@ -1,0 +1,300 @@
+"""What an experiment's YAML says about its table: rows, scales, columns, published numbers, claims, plots.
+
+`Experiment.from_config` reads the plain dict and refuses, in one line, what does not fit together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Paper:
+    title: str = ""
+    authors: str = ""
+    arxiv: str = ""
+    table: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """`setting`: "paper" when it is sourced, "ours" when it is not."""
+
+    key: str
+    seeds: tuple[int, ...]
+    setting: str = "paper"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`seeds`: the row's own seeds; None for the scale's."""
+
+    key: str
+    label: str
+    seeds: tuple[int, ...] | None = None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the row is measured once and stands against every seed of the others."""
+        return self.seeds is not None and len(self.seeds) == 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric ("task/metric name") or the mean of other columns, in the units the table shows."""
+
+    key: str
+    label: str
+    metric: str | None = None
+    mean_of: tuple[str, ...] = ()
+    better: str | None = None
+    percent: bool | None = None
+    transform: str | None = None
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published value, difference (`minus` a row) or ratio (`over` a row), in the units the table shows."""
+
+    row: str
+    column: str
+    value: float
+    scale: str = "full"
+    source: str = ""
+    tolerance: float | None = None
+    minus: str | None = None
+    over: str | None = None
+
+    @property
+    def relation(self) -> tuple[str, str, str] | None:
+        """(row, "minus" or "over", other row), or None for a plain value."""
+        if self.minus is not None:
+            return (self.row, "minus", self.minus)
+        return None if self.over is None else (self.row, "over", self.over)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`row` beats the row `beats` on `column` by at least `by` (table units); `scales` None: at all."""
+
+    text: str
+    row: str
+    beats: str
+    column: str
+    by: float = 0.0
+    scales: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Plot:
+    x: str
+    y: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment's YAML says about its table."""
+
+    name: str
+    title: str
+    paper: Paper
+    scales: Mapping[str, Scale]
+    rows: Mapping[str, Row]
+    columns: Mapping[str, Mapping[str, Column]]
+    published: tuple[Published, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    baseline: str | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Experiment:
+        """Read the plain dict of the YAML. Raises ValueError for what does not fit together.
+
+        Scales and rows may hold further keys (overrides, ...); columns, published, claims and plots may not.
+        """
+        for key in ("name", "scales", "rows", "columns"):
+            if not config.get(key):
+                raise ValueError(f"experiment.{key} must be given, got {config.get(key)!r}")
+        scales = {
+            key: Scale(key, tuple(entry.get("seeds") or ()), entry.get("setting", "paper"), entry.get("note") or "")
+            for key, entry in config["scales"].items()
+        }
+        rows = {}
+        for key, entry in config["rows"].items():
+            seeds = entry.get("seeds")
+            rows[key] = Row(key, entry.get("label") or key, None if seeds is None else tuple(seeds))
+        paper = config.get("paper") or {}
+        experiment = cls(
+            name=config["name"],
+            title=config.get("title") or config["name"],
+            paper=Paper(**{item.name: str(paper.get(item.name) or "") for item in fields(Paper)}),
+            scales=scales,
+            rows=rows,
+            columns={scale: _columns(entries, f"columns.{scale}") for scale, entries in config["columns"].items()},
+            published=_entries(Published, config, "published"),
+            claims=tuple(
+                replace(claim, scales=None if claim.scales is None else tuple(claim.scales))
+                for claim in _entries(Claim, config, "claims")
+            ),
+            plots=_entries(Plot, config, "plots"),
+            baseline=config.get("baseline"),
+        )
+        experiment._check_scales()
+        experiment._check_published()
+        experiment._check_claims()
+        experiment._check_plots()
+        return experiment
+
+    def _check_scales(self) -> None:
+        for scale in self.scales.values():
+            where = f"scales.{scale.key}"
+            if scale.setting not in ("paper", "ours"):
+                raise ValueError(f"{where}.setting must be 'paper' or 'ours', got {scale.setting!r}")
+            if scale.key == "full" and scale.setting == "ours":
+                raise ValueError(f"{where}.setting must be 'paper' (ours is never called full), got 'ours'")
+            if scale.key not in self.columns:
+                raise ValueError(f"columns must have an entry for every scale, got none for {scale.key!r}")
+            _check_seeds(scale.seeds, where)
+        for row in self.rows.values():
+            if row.seeds is not None:
+                _check_seeds(row.seeds, f"rows.{row.key}")
+        if self.baseline is not None:
+            self._check_row(self.baseline, "baseline")
+
+    def _check_published(self) -> None:
+        seen: set[tuple[object, ...]] = set()
+        for index, entry in enumerate(self.published):
+            where = f"published[{index}]"
+            if entry.minus is not None and entry.over is not None:
+                raise ValueError(f"{where} must have at most one of minus and over, got both")
+            for row in filter(None, (entry.row, entry.minus, entry.over)):
+                self._check_row(row, where)
+            if entry.relation is not None and entry.relation[2] == entry.row:
+                raise ValueError(f"{where} must relate row to another row, got {entry.row!r} twice")
+            # A paper's scale may be one that the experiment does not have.
+            if entry.column not in self.columns.get(entry.scale, self._all_columns):
+                raise ValueError(f"{where}.column must be a column of scale {entry.scale}, got {entry.column!r}")
+            _check_number(entry.value, f"{where}.value")
+            if entry.tolerance is not None:
+                _check_number(entry.tolerance, f"{where}.tolerance")
+                if entry.tolerance <= 0:
+                    raise ValueError(f"{where}.tolerance must be > 0, got {entry.tolerance}")
+            identity = (entry.row, entry.relation, entry.column, entry.scale)
+            if identity in seen:
+                raise ValueError(f"{where} must not repeat an earlier entry, got {entry.row}/{entry.column} again")
+            seen.add(identity)
+
+    def _check_claims(self) -> None:
+        for index, claim in enumerate(self.claims):
+            where = f"claims[{index}]"
+            self._check_row(claim.row, f"{where}.row")
+            self._check_row(claim.beats, f"{where}.beats")
+            if claim.row == claim.beats:
+                raise ValueError(f"{where}.beats must be another row than row, got {claim.beats!r}")
+            _check_number(claim.by, f"{where}.by")
+            for name in claim.scales or ():
+                if name not in self.scales:
+                    raise ValueError(f"{where}.scales must be scales of the experiment, got {name!r}")
+                if claim.column not in self.columns[name]:
+                    raise ValueError(f"{where}.column must be a column of scale {name}, got {claim.column!r}")
+            if claim.column not in self._all_columns:
+                raise ValueError(f"{where}.column must be a column of some scale, got {claim.column!r}")
+
+    def _check_plots(self) -> None:
+        for index, plot in enumerate(self.plots):
+            for column in (plot.x, plot.y):
+                if column not in self._all_columns:
+                    raise ValueError(f"plots[{index}] must name columns of some scale, got {column!r}")
+
+    @property
+    def _all_columns(self) -> set[str]:
+        return {column for columns in self.columns.values() for column in columns}
+
+    def _check_row(self, row: str, where: str) -> None:
+        if row not in self.rows:
+            raise ValueError(f"{where} must name one of the rows {', '.join(self.rows)}, got {row!r}")
+
+
+def _check_seeds(seeds: tuple[int, ...], where: str) -> None:
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"{where}.seeds must list at least one seed, each once, got {list(seeds)}")
+
+
+def _check_number(value: object, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where} must be a finite number, got {value!r}")
+
+
+def _entries(kind: Callable[..., T], config: Mapping[str, Any], key: str) -> tuple[T, ...]:
+    return tuple(_entry(kind, entry, f"{key}[{index}]") for index, entry in enumerate(config.get(key) or ()))
+
+
+def _entry(kind: Callable[..., T], entry: Mapping[str, Any], where: str, **given: Any) -> T:
+    """A dataclass from a mapping; ValueError for a key it does not have or one that is not given."""
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    for name in entry:
+        if name not in known or name in given:
+            allowed = ", ".join(other for other in known if other not in given)
+            raise ValueError(f"{where} must have no keys but {allowed}, got {name!r}")
+    for name, item in known.items():
+        if item.default is MISSING and name not in entry and name not in given:
+            raise ValueError(f"{where}.{name} must be given, got {dict(entry)}")
+    return kind(**given, **entry)
+
+
+def _columns(entries: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Column]:
+    """The columns of one scale; a derived one takes `better` and `percent` from those it averages."""
+    columns = {}
+    for key, entry in entries.items():
+        column = _entry(Column, {"label": key, **entry}, f"{where}.{key}", key=key)
+        columns[key] = replace(column, mean_of=tuple(column.mean_of))
+    for key, column in columns.items():
+        if bool(column.metric) == bool(column.mean_of):
+            found = "both" if column.metric else "neither"
+            raise ValueError(f"{where}.{key} must have one of metric and mean_of, got {found}")
+        if column.metric and "/" not in column.metric:
+            raise ValueError(f"{where}.{key}.metric must be 'task/metric name', got {column.metric!r}")
+        if column.transform not in (None, "log"):
+            raise ValueError(f"{where}.{key}.transform must be log or absent, got {column.transform!r}")
+        if column.transform and (column.percent or column.mean_of):
+            raise ValueError(f"{where}.{key}.transform must stand without percent and mean_of, got both")
+        if column.better not in (None, "higher", "lower") or (column.metric and column.better is None):
+            raise ValueError(f"{where}.{key}.better must be higher or lower, got {column.better!r}")
+        for part in column.mean_of:
+            if part not in columns:
+                raise ValueError(f"{where}.{key}.mean_of must name columns of the same scale, got {part!r}")
+    resolved: dict[str, Column] = {}
+    for key in columns:
+        _resolve(columns, key, resolved, (), where)
+    return {key: resolved[key] for key in columns}
+
+
+def _resolve(
+    columns: Mapping[str, Column], key: str, resolved: dict[str, Column], above: tuple[str, ...], where: str
+) -> Column:
+    if key in resolved:
+        return resolved[key]
+    if key in above:
+        path = " -> ".join((*above, key))
+        raise ValueError(f"{where}.{key}.mean_of must not lead back to itself, got {path}")
+    column = columns[key]
+    if column.mean_of:
+        parts = [_resolve(columns, part, resolved, (*above, key), where) for part in column.mean_of]
+        for name in ("better", "percent", "transform"):
+            found = sorted({str(getattr(part, name) or "none") for part in parts})
+            if len(found) > 1 and not (name == "better" and column.better):
+                raise ValueError(f"{where}.{key}.mean_of must join columns of one {name}, got {' and '.join(found)}")
+        percent = bool(parts[0].percent)
+        if column.percent is not None and column.percent != percent:
+            raise ValueError(f"{where}.{key}.percent must be that of its columns, {percent}, got {column.percent}")
+        column = replace(column, better=column.better or parts[0].better, percent=percent)
+    resolved[key] = column
+    return column

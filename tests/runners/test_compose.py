@@ -1,0 +1,432 @@
+"""From overrides to a checked run: what is refused, what is filled in, and what makes a run's identity."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from runners.compose import RunSpec, check, run_spec
+from runners.errors import UserError
+from tests.command import METHOD, TINY, UNTRAINED, write_plugin
+
+PARENT = ["model=mini", "method=untrained", "evaluation=none"]  # a run that starts from the pre-trained model
+
+
+def spec(*overrides: str, base: tuple[str, ...] = TINY) -> RunSpec:
+    return run_spec([*base, *overrides])
+
+
+def changed(override: str) -> RunSpec:
+    """The run of TINY with one value changed: as composing it all again, which takes a quarter of a second."""
+    parsed = OverridesParser.create().parse_override(override)
+    config = OmegaConf.create(tiny_config())
+    OmegaConf.update(config, parsed.key_or_group, parsed.value(), force_add=True)
+    return RunSpec(check(config), [], {"method": "", "model": ""}, None)
+
+
+@cache
+def tiny_config() -> dict[Any, Any]:
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module="conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=list(TINY)))
+    assert isinstance(config, dict)
+    return config
+
+
+def refusal(*overrides: str, base: tuple[str, ...] = TINY) -> str:
+    with pytest.raises(UserError) as error:
+        spec(*overrides, base=base)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# What is filled in -------------------------------------------------------------------------------------------
+
+
+def test_default_run_is_complete(composer: Path) -> None:
+    run = run_spec([])
+    assert run.choices["method"] == "finetune/sft" and run.choices["model"] == "mini"
+    assert run.config["training"]["batch_size"] == 64 and run.config["evaluation"]["tasks"]
+    assert run.experiment == "runs" and run.row is None and run.scale == "mini" and run.seed == 1
+    assert run.parent is not None and run.parent.experiment == "mini/pretraining"
+    json.dumps(run.config)  # plain data
+
+
+def test_values_have_the_types_of_the_schema(composer: Path) -> None:
+    run = spec("optimizer.lr=1e-3", "training.clip_norm=2", "training.steps=7")
+    assert run.config["optimizer"]["lr"] == 0.001 and run.config["training"]["steps"] == 7
+    assert run.config["training"]["clip_norm"] == 2.0
+
+
+def test_a_task_may_be_named_alone(composer: Path) -> None:
+    run = spec("evaluation.tasks=[mini_world_copy,{name:mini_world_sort,limit:3}]")
+    named, limited = run.config["evaluation"]["tasks"]
+    assert named == {"name": "mini_world_copy", "num_fewshot": None, "limit": None, "metadata": {}}
+    assert limited["limit"] == 3
+
+
+def test_name_says_what_it_is(composer: Path) -> None:
+    run = spec("seed=7", "method=finetune/flow")
+    assert run.name == f"finetune_flow-mini_random-s7-{run.identity[:8]}"
+    assert run.folder == Path("outputs/runs") / run.name
+
+
+def test_row_of_an_experiment(composer: Path, plugin: Path) -> None:
+    words = [f"plugins={plugin}", "experiment=tried/table", "seed=2"]
+    run = run_spec([*words, "row=flow"])
+    assert run.row == "flow" and run.choices["method"] == "finetune/flow"
+    assert run.name.startswith("flow-mini_random-s2-") and run.experiment == "tried/table"
+    assert run_spec(words).row == "plain"  # the first
+
+
+def test_the_user_wins_over_the_row(composer: Path, plugin: Path) -> None:
+    run = run_spec([f"plugins={plugin}", "optimizer.lr=5e-3", "experiment=tried/table", "row=sft", "training.steps=4"])
+    assert run.config["optimizer"]["lr"] == 5e-3 and run.config["training"]["steps"] == 4
+
+
+# What is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # An unknown choice, with the nearest names.
+        ("method=finetune/flwo", "method=finetune/flwo: no such choice (nearest: finetune/flow"),
+        ("hydra/launcher=slrum", "hydra/launcher=slrum: no such choice"),
+        # An override that names no key, with and without +.
+        ("trainig.steps=3", "trainig.steps=3: no such key (nearest: training.steps"),
+        ("training.stepz=3", "training.stepz=3: no such key (nearest: steps"),
+        ("+training.stepz=3", "training.stepz=3: unknown key (nearest: steps"),
+        ("++training.stepz=3", "training.stepz=3: unknown key (nearest: steps"),
+        ("sed=3", "sed=3: no such key (nearest: seed"),
+        ("+sed=3", "sed=3: unknown key (nearest: seed"),
+        ("method.temperature=2", "method.temperature=2: no such key"),
+        ("+method.temperature=2", "method.temperature=2: unknown key"),
+        ("+optimizer.learning_rate=1", "optimizer.learning_rate=1: torch.optim.AdamW takes no such key"),
+        ("+adapter.rank=8", "adapter.rank=8: unknown key, as no adapter is chosen"),
+        ("+seed=3", "seed=3: the key is there already, leave out the +"),
+        # A whole group, or a choice of another kind.
+        ("training=fast", "training=fast: must be a mapping of keys"),
+        ("~method", "~method: must not be left out"),
+        ("scale=full", "scale=full: only an experiment has a sourced full setting"),
+        ("row=flow", "row=flow: only an experiment has rows"),
+        ("optimizer._target_=torch.optim.SGD", "optimizer.betas=[0.9, 0.999]: torch.optim.SGD takes no such key"),
+        # Not an override at all.
+        ("training.steps", "training.steps: must be key=value"),
+        ("dataset.prompt={question}", "dataset.prompt={question}: must be key=value; a value that holds"),
+    ],
+)
+def test_override_that_does_not_fit(composer: Path, override: str, message: str) -> None:
+    assert refusal(override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # A key that is not there.
+        ("+model.revison=x", "model.revison=x: unknown key (nearest: revision"),
+        ("+dataset.prompts=x", "dataset.prompts=x: unknown key (nearest: prompt"),
+        ("+evaluation.task=x", "evaluation.task=x: unknown key (nearest: tasks"),
+        ("+engine.zero=1", "engine.zero=1: unknown key"),
+        ("+tracker.projct=x", "tracker.projct=x: unknown key (nearest: project"),
+        ("evaluation.tasks=[{name:gsm8k,num_fewshto:3}]", "evaluation.tasks.0.num_fewshto=3: "),
+        # A wrong type.
+        ("training.steps=abc", "training.steps=abc: should be a valid integer"),
+        ("training.steps=1.5", "training.steps=1.5: should be a valid integer"),
+        ("training.packing=1", "training.packing=1: should be a valid boolean"),
+        ("seed=one", "seed=one: should be a valid integer"),
+        ("seed=1.5", "seed=1.5: should be a valid integer"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: must be a number greater than 0"),
+        ("optimizer.lr=true", "optimizer.lr=True: must be a number greater than 0"),
+        ("optimizer.betas=3", "optimizer.betas=3: should be a valid array"),
+        ("optimizer.betas=[0.9,0.99,0.999]", "optimizer.betas=[0.9, 0.99, 0.999]: Tuple should have at most 2 items"),
+        ("optimizer.weight_decay=abc", "optimizer.weight_decay=abc: should be a valid number"),
+        ("evaluation.tasks=gsm8k", "evaluation.tasks=gsm8k: should be a valid array"),
+        ("evaluation.tasks=[3]", "evaluation.tasks.0=3: should be an object"),
+        ("evaluation.include_path=/", "evaluation.include_path=/: should be a valid array"),
+        ("model.architecture=big", "model.architecture=big: should be an object"),
+        # A value out of range.
+        ("optimizer.lr=-1", "optimizer.lr=-1: must be a number greater than 0"),
+        ("optimizer.lr=0", "optimizer.lr=0: must be a number greater than 0"),
+        ("optimizer.lr=nan", "optimizer.lr=nan: must be a number greater than 0"),
+        ("optimizer.lr=inf", "optimizer.lr=inf: must be a number greater than 0"),
+        ("optimizer.lr=null", "optimizer.lr=None: must be a number greater than 0"),
+        ("seed=-1", "seed=-1: should be greater than or equal to 0"),
+        ("training.steps=0", "training.steps=0: should be greater than 0"),
+        ("training.batch_size=-3", "training.batch_size=-3: should be greater than 0"),
+        ("training.warmup_ratio=1.5", "training.warmup_ratio=1.5: should be less than or equal to 1"),
+        ("training.clip_norm=-1", "training.clip_norm=-1: should be greater than 0"),
+        ("training.schedule=cosin", "training.schedule=cosin: should be 'cosine', 'linear' or 'constant'"),
+        ("engine.zero_stage=4", "engine.zero_stage=4: should be 0, 1, 2 or 3"),
+        ("engine.precision=fp16", "engine.precision=fp16: should be 'fp32', 'bf16' or 'bf16_autocast'"),
+        ("model.kind=image", "model.kind=image: should be 'causal'"),
+        ("dataset.size=0", "dataset.size=0: should be greater than 0"),
+        ("evaluation.limit=0", "evaluation.limit=0: should be greater than 0"),
+        ("evaluation.tasks=[{name:gsm8k,num_fewshot:-1}]", "evaluation.tasks.0.num_fewshot=-1: "),
+        ("keep=all", "keep=all: should be 'none' or 'last'"),
+        ("rerun=yes", "rerun=yes: should be 'missing', 'stale' or 'all'"),
+        ("outputs=", "outputs=: "),
+        ("dataset.completion=", "dataset.completion must be a template, got ''"),
+        # Rules over several keys.
+        ("training.epochs=1", "must set exactly one of training.steps (2) and training.epochs (1.0)"),
+        ("training.steps=null", "must set exactly one of training.steps (None) and training.epochs (None)"),
+        ("engine.offload=all", "engine.offload=all needs engine.zero_stage >= 3, got 0"),
+        ("model.id=gpt2", "must set exactly one of model.id, model.from_run, model.architecture"),
+        ("model.tokenizer=null", "model.tokenizer must be given with model.architecture"),
+        ("dataset.source=hub", "dataset.path must be set for source hub"),
+        # Names that only the data, the tasks or the code know.
+        ("dataset.skill=copi", "dataset.skill=copi: no such skill (nearest: copy)"),
+        ("evaluation.tasks=[gsm8kk]", "evaluation.tasks: unknown lm-eval task 'gsm8kk' (nearest: gsm8k"),
+        ("evaluation.tasks=[gsm8k,gsm8k]", "evaluation.tasks: each task must be asked for once"),
+        ("evaluation.tasks=[mbpp]", "evaluation.confirm_run_unsafe_code must be true for mbpp"),
+        ("optimizer._target_=torch.optim.AdamWW", "_target_=torch.optim.AdamWW: the module has no such class"),
+        ("optimizer._target_=torhc.optim.AdamW", "_target_=torhc.optim: no such module"),
+        ("optimizer._target_=AdamW", "_target_=AdamW: must be a dotted path to a class"),
+        # Files and folders.
+        ("evaluation.data_root=/not/there", "evaluation.data_root=/not/there: no such folder"),
+        ("evaluation.include_path=[/not/there]", "evaluation.include_path=/not/there: no such folder"),
+        ("model.tokenizer=/not/there", "model.tokenizer=/not/there: neither a hub id nor an existing folder"),
+    ],
+)
+def test_one_line_names_key_value_and_rule(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        changed(override)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.temperature=-1", "method.temperature=-1: should be greater than 0 or should be 'median'"),
+        ("method.temperature=mean", "method.temperature=mean: should be a valid number or should be 'median'"),
+        ("method.normalize=3", "method.normalize=3: should be a valid boolean"),
+        ("+method.temprature=3", "method.temprature=3: unknown key (nearest: temperature)"),
+    ],
+)
+def test_hyper_parameters_are_checked_against_the_method(composer: Path, override: str, message: str) -> None:
+    assert refusal("method=finetune/flow", override) == message
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("[]", "model.from_run=[]: "),
+        ("[experiment=nope]", "model.from_run=['experiment=nope']: experiment=nope: no such experiment"),
+        ("[training.steps=-3]", "model.from_run=['training.steps=-3']: training.steps=-3: should be greater than 0"),
+        ("[word]", "model.from_run=['word']: word: must be key=value"),
+        ("word", "model.from_run=word: should be a valid array"),
+    ],
+)
+def test_parent_is_checked_too(composer: Path, named: str, message: str) -> None:
+    quoted = ",".join(f'"{word}"' for word in named.strip("[]").split(",") if word)
+    value = f"[{quoted}]" if named.startswith("[") else named
+    assert refusal("model=mini", f"model.from_run={value}", base=("evaluation=none",)).startswith(message)
+
+
+def test_parents_must_not_go_in_a_circle(composer: Path) -> None:
+    named = 'model.from_run=["model=mini","seed=1"]'
+    inner = "model.from_run=[\"model=hf\",\"model.from_run=['model=hf']\"]"
+    run_spec(["model=hf", named, "method=untrained", "evaluation=none"])  # mini leads to a run with random weights
+    assert "model.from_run" in refusal(inner, base=("model=hf", "evaluation=none"))
+
+
+def test_model_without_weights_is_refused(composer: Path) -> None:
+    message = "must set exactly one of model.id, model.from_run, model.architecture, got []"
+    assert refusal(base=("model=hf",)) == message
+
+
+@pytest.mark.parametrize("name", ["/not/there", "a/b/c", "my model"])
+def test_model_must_be_a_hub_id_or_a_folder(composer: Path, name: str) -> None:
+    assert refusal(f"model.id='{name}'", base=("model=hf",)) == (
+        f"model.id={name}: neither a hub id nor an existing folder"
+    )
+
+
+def test_code_that_the_model_writes_runs_when_allowed(composer: Path) -> None:
+    run = spec("evaluation.tasks=[mbpp]", "evaluation.confirm_run_unsafe_code=true")
+    assert run.config["evaluation"]["tasks"][0]["name"] == "mbpp"
+
+
+def test_data_file_must_exist_and_be_of_a_known_kind(composer: Path) -> None:
+    base = ("model=mini_random", "evaluation=none", "dataset=file")
+    assert refusal(base=base) == "dataset.path must be set for source file"
+    assert refusal("dataset.path=nowhere.jsonl", base=base) == "dataset.path=nowhere.jsonl: no such file"
+    assert refusal("dataset.path=.", base=base) == "dataset.path=.: no such file"
+    Path("notes.txt").write_text("x")
+    assert refusal("dataset.path=notes.txt", base=base).startswith("dataset.path=notes.txt: must end in one of .jsonl")
+
+
+def test_method_that_does_not_fit_the_kind_of_model(composer: Path, tmp_path: Path) -> None:
+    method = METHOD.replace("    config: MineConfig\n", "    config: MineConfig\n    kinds = ('image',)\n")
+    plugin = write_plugin(tmp_path / "images", "for_images", method)
+    message = refusal(f"plugins={plugin}", "method=private/for_images")
+    assert message == "method=for_images.Mine: fits models of kind image, got model.kind=causal"
+
+
+def test_untrained_fits_every_kind_of_model(composer: Path) -> None:
+    assert spec(base=UNTRAINED).choices["method"] == "untrained"
+
+
+@cache
+def identity_of_tiny() -> str:
+    return changed("training.steps=2").identity
+
+
+# Identity ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=2",
+        "optimizer.lr=2e-3",
+        "optimizer.betas=[0.9,0.95]",
+        "optimizer.weight_decay=0.1",
+        "training.batch_size=32",
+        "training.steps=3",
+        "training.schedule=constant",
+        "training.clip_norm=null",
+        "training.too_long=drop",
+        "engine.precision=bf16_autocast",
+        "model.architecture.num_attention_heads=2",
+        "model.dtype=bfloat16",
+        "model.init_seed=5",
+        "dataset.size=65",
+        "dataset.seed=9",
+        "dataset.skill=sort",
+        "dataset.loss_on=all",
+        "evaluation.tasks=[mini_world_copy]",
+        "evaluation.limit=3",
+    ],
+)
+def test_what_changes_the_identity(override: str) -> None:
+    assert changed(override).identity != identity_of_tiny()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "outputs=elsewhere",
+        "tracker.name=wandb",
+        "tracker.project=other",
+        "engine.zero_stage=3",
+        "engine.threads=1",
+        "engine.activation_checkpointing=true",
+        "training.micro_batch_size=8",
+        "training.log_every=1",
+        "training.checkpoint_every=1",
+        "evaluation.batch_size=1",
+        "evaluation.data_root=.",
+        "keep=none",
+        "rerun=all",
+    ],
+)
+def test_what_does_not_change_the_identity(override: str) -> None:
+    assert changed(override).identity == identity_of_tiny()
+
+
+def test_choices_of_groups_are_part_of_it_or_not(composer: Path) -> None:
+    for override in ("method=untrained", "method=finetune/flow", "evaluation=mini_world", "engine=bf16_autocast"):
+        assert spec(override).identity != identity_of_tiny(), override
+    for override in ("engine=zero3", "tracker=wandb", "hydra/launcher=basic", "hydra.verbose=true"):
+        assert spec(override).identity == identity_of_tiny(), override
+
+
+def test_order_of_overrides_does_not_matter(composer: Path) -> None:
+    assert run_spec(list(reversed(TINY))).identity == run_spec(list(TINY)).identity == identity_of_tiny()
+
+
+def test_hyper_parameters_of_the_method_are_part_of_it(composer: Path) -> None:
+    median = spec("method=finetune/flow").identity
+    assert spec("method=finetune/flow", "method.temperature=0.5").identity != median
+    assert spec("method=finetune/flow", "method.normalize=true").identity != median
+
+
+@pytest.mark.parametrize(("couples", "same"), [("None", True), ("'micro-batch'", False), ("'global'", True)])
+def test_micro_batch_is_part_of_it_where_the_objective_couples_examples(
+    composer: Path, tmp_path: Path, couples: str, same: bool
+) -> None:
+    method = METHOD.replace("    config: MineConfig\n", f"    config: MineConfig\n    couples = {couples}\n")
+    words = [f"plugins={write_plugin(tmp_path / 'coupled', 'coupled', method)}", "method=private/coupled"]
+    assert (spec(*words).identity == spec(*words, "training.micro_batch_size=8").identity) is same
+
+
+def test_seed_of_the_parent_is_part_of_it(composer: Path) -> None:
+    own = run_spec(PARENT)
+    other = run_spec([*PARENT, 'model.from_run=["experiment=mini/pretraining","seed=5"]'])
+    assert own.parent is not None and other.parent is not None
+    assert (own.parent.seed, other.parent.seed) == (0, 5)
+    assert own.identity != other.identity
+
+
+def test_seed_of_the_child_is_not_part_of_the_parent(composer: Path) -> None:
+    one, two = run_spec([*PARENT, "seed=1"]), run_spec([*PARENT, "seed=2"])
+    assert one.parent is not None and two.parent is not None
+    assert one.parent.identity == two.parent.identity and one.identity != two.identity
+
+
+def test_parent_is_kept_where_the_child_is(composer: Path) -> None:
+    child = run_spec([*PARENT, "outputs=elsewhere", "tracker=none", "rerun=stale"])
+    assert child.parent is not None
+    assert child.parent.folder.parts[0] == "elsewhere"
+    assert child.parent.config["tracker"]["name"] == "none" and child.parent.config["rerun"] == "stale"
+
+
+@pytest.fixture
+def data_file(composer: Path) -> Path:
+    path = composer / "data.jsonl"
+    path.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    return path
+
+
+def of_file(path: Path | str) -> str:
+    base = ("model=mini_random", "evaluation=none", "dataset=file")
+    return spec(f"dataset.path={path}", base=base).identity
+
+
+def test_content_of_a_data_file_is_part_of_it(data_file: Path) -> None:
+    before = of_file(data_file)
+    data_file.write_text('{"prompt": "1+1=", "answer": "3"}\n')
+    assert of_file(data_file) != before
+
+
+def test_place_of_a_data_file_is_not(data_file: Path) -> None:
+    shutil.copy(data_file, data_file.with_name("copy.jsonl"))
+    assert of_file(data_file) == of_file("data.jsonl") == of_file("copy.jsonl")
+
+
+def test_local_copy_of_a_hub_set_enters_by_content(composer: Path) -> None:
+    base = ("model=mini_random", "evaluation=none", "dataset=gsm8k", "dataset.data_root=null")
+    hub = spec(base=base).identity
+    folder = composer / "data" / "gsm8k"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    local = spec("dataset.data_root=data", base=base).identity
+    (folder / "train.jsonl").write_text('{"question": "1+1?", "answer": "3"}\n')
+    assert len({hub, local, spec("dataset.data_root=data", base=base).identity}) == 3
+    with pytest.raises(UserError, match="dataset.split=tset: the local copy of openai/gsm8k below data has only train"):
+        _ = spec("dataset.data_root=data", "dataset.split=tset", base=base).identity
+
+
+def test_content_of_a_local_model_is_part_of_it_and_its_place_is_not(composer: Path) -> None:
+    base = ("model=hf", "method=untrained", "evaluation=none", "tracker=none")
+    for name in ("one", "two"):
+        (composer / name).mkdir()
+        (composer / name / "config.json").write_text("{}")
+    one = spec("model.id=./one", base=base).identity
+    assert spec("model.id=./two", base=base).identity == one
+    (composer / "one" / "config.json").write_text('{"model_type": "llama"}')
+    assert spec("model.id=./one", base=base).identity != one
+
+
+def test_all_rows_and_seeds_differ(composer: Path, plugin: Path) -> None:
+    words = [f"plugins={plugin}", "experiment=tried/table"]
+    runs = [run_spec([*words, f"row={row}", f"seed={seed}"]) for row in ("plain", "sft", "flow") for seed in (1, 2)]
+    assert len({run.identity for run in runs}) == len({run.folder for run in runs}) == 6

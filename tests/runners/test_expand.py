@@ -1,0 +1,168 @@
+"""Rows of an experiment as overrides."""
+
+from pathlib import Path
+
+import pytest
+
+from runners.errors import UserError, nearest
+from runners.expand import (
+    check_choices,
+    choices,
+    config_roots,
+    expand,
+    load_experiment,
+    plugin_overrides,
+    scale_of,
+    seeds_of,
+    value_of,
+    without,
+)
+from tests.command import EXPERIMENT
+
+
+@pytest.fixture
+def words(plugin: Path) -> list[str]:
+    """What names the made-up experiment."""
+    return [f"plugins={plugin}", "experiment=tried/table"]
+
+
+def test_value_of_is_the_last_one_given() -> None:
+    assert value_of(["seed=1", "seed=2"], "seed") == "2"
+    assert value_of(["+seed=1"], "seed") == "1"
+    assert value_of(["row='a b'"], "row") == "a b"
+    assert value_of(["row=null"], "row") is None
+    assert value_of(["seeds=1"], "seed") is None
+    assert value_of([], "seed", "7") == "7"
+
+
+def test_value_may_hold_an_equals_sign() -> None:
+    assert value_of(["dataset.prompt='a=b'"], "dataset.prompt") == "a=b"
+
+
+def test_without_drops_a_key_however_it_is_set() -> None:
+    assert without(["job=run", "+job=x", "~job", "++job=y", "jobs=1"], "job") == ["jobs=1"]
+
+
+def test_no_experiment_changes_nothing() -> None:
+    assert expand(["method=finetune/flow", "seed=3"]) == ["method=finetune/flow", "seed=3"]
+
+
+def test_first_row_comes_before_what_the_user_typed(words: list[str]) -> None:
+    expanded = expand([*words, "training.steps=5", "seed=9"])
+    assert expanded[0] == "scale=mini"
+    assert expanded.index("training.steps=1") < expanded.index("training.steps=5")
+    assert "method=untrained" in expanded and expanded[-1] == "row=plain"
+    # Of two values the last wins: the user's.
+    assert value_of(expanded, "training.steps") == "5" and value_of(expanded, "seed") == "9"
+
+
+def test_row_brings_its_own_overrides_and_those_of_the_scale(words: list[str]) -> None:
+    mini = expand([*words, "row=sft"])
+    assert [word for word in mini if word in ("model=mini_random", "method=finetune/sft", "optimizer.lr=2e-3")] == [
+        "model=mini_random",
+        "method=finetune/sft",
+        "optimizer.lr=2e-3",
+    ]
+    assert value_of(mini, "seed") == "1"
+    full = expand([*words, "row=sft", "scale=full"])
+    assert "model=qwen3_0_6b" in full and "optimizer.lr=2e-3" not in full
+    assert value_of(full, "scale") == "full"
+
+
+def test_expanding_twice_composes_the_same(words: list[str]) -> None:
+    once = expand([*words, "row=sft", "seed=2", "training.steps=5"])
+    twice = expand(once)
+    for key in {word.partition("=")[0] for word in once}:
+        assert value_of(twice, key) == value_of(once, key)
+
+
+def test_seeds_of_a_row_win_over_those_of_the_scale(plugin: Path) -> None:
+    experiment = load_experiment("tried/table", [plugin / "conf"])
+    assert seeds_of(experiment, "plain", "full") == [0]
+    assert seeds_of(experiment, "flow", "full") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["row=flwo"], "row=flwo: experiment tried/table has no such row (nearest: flow); it has plain, sft, flow"),
+        (["scale=ful"], "scale=ful: experiment tried/table defines only mini, full"),
+        (["experiment=tried/tabel"], "experiment=tried/tabel: no such experiment (nearest: tried/table)"),
+        (["experiment=table"], "experiment=table: no such experiment (nearest: tried/table)"),
+    ],
+)
+def test_unknown_names_come_with_the_nearest(words: list[str], typed: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        expand([*words, *typed])
+    assert str(error.value).startswith(message)
+
+
+def test_a_row_needs_an_experiment() -> None:
+    with pytest.raises(UserError, match="row=flow: only an experiment has rows"):
+        expand(["row=flow"])
+
+
+@pytest.mark.parametrize("missing", ["rows", "scales"])
+def test_experiment_without_rows_or_scales_is_refused(plugin: Path, missing: str) -> None:
+    path = plugin / "conf" / "experiment" / "tried" / "broken.yaml"
+    path.write_text(EXPERIMENT.replace(f"{missing}:\n", f"other_{missing}:\n"))
+    with pytest.raises(UserError, match="needs `rows` and `scales`"):
+        load_experiment("tried/broken", [plugin / "conf"])
+
+
+def test_scale_defaults_to_the_miniature(plugin: Path) -> None:
+    assert scale_of([], load_experiment("tried/table", [plugin / "conf"])) == "mini"
+
+
+def test_choices_are_names_of_files_and_hold_no_defaults() -> None:
+    names = choices("method", config_roots([]))
+    assert {"finetune/sft", "finetune/flow", "untrained"} <= set(names)
+    assert names == sorted(names)
+    assert not any(name.split("/")[-1].startswith("_") for name in choices("model", config_roots([])))
+
+
+def test_plugins_are_found_by_hydra_and_by_python(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    overrides = plugin_overrides([f"plugins={plugin}", "seed=1"])
+    assert overrides[0] == f"hydra.searchpath=[file://{plugin}/conf]"
+    # Appended: a plugin's folder named methods/ does not hide the installed package.
+    assert sys.path[-1] == str(plugin)
+    assert "private/mine" in choices("method", config_roots(overrides))
+    assert plugin_overrides(overrides) == overrides
+
+
+def test_several_plugin_folders(plugin: Path, tmp_path: Path) -> None:
+    (tmp_path / "second" / "conf").mkdir(parents=True)
+    roots = config_roots([f"plugins=[{plugin},{tmp_path / 'second'}]"])
+    assert roots[1:] == [plugin / "conf", tmp_path / "second" / "conf"]
+
+
+def test_plugins_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be an existing folder"):
+        plugin_overrides([f"plugins={tmp_path / 'nowhere'}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=finetune/flwo", "method=finetune/flwo: no such choice (nearest: finetune/flow"),
+        ("method=flow", "method=flow: no such choice (nearest: finetune/flow)"),
+        ("+model=minni", "model=minni: no such choice (nearest: mini"),
+        ("method=", "method=: no such choice"),
+        ("dataset=null", "dataset=null: no such choice"),
+    ],
+)
+def test_unknown_choice_comes_with_the_nearest(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_choices([override])
+    assert str(error.value).startswith(message)
+
+
+def test_known_choices_keys_and_sweeps_pass() -> None:
+    check_choices(["method=finetune/flow", "model='mini'", "model.id=x", "method=a,b", "hydra/launcher=joblib", "~x"])
+
+
+def test_nearest_takes_the_last_part_of_a_name() -> None:
+    assert nearest("flow", ["finetune/flow", "finetune/sft"]) == " (nearest: finetune/flow)"
+    assert nearest("zzz", ["finetune/flow"]) == ""

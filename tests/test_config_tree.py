@@ -1,0 +1,231 @@
+"""Every YAML under conf/ agrees with the signature it names, and every experiment with its table."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from evals import task_index
+from runners.compose import run_spec
+from runners.expand import choices, config_roots, groups, load_experiment, seeds_of
+from runners.plan import plans
+from runners.schema import GROUPS, PARTS, TARGETS, Root
+from runners.signatures import config_class, read
+from runners.table import Experiment
+
+ROOTS = config_roots([])
+CONF = ROOTS[0]
+EXPERIMENTS = choices("experiment", ROOTS)
+
+# The cheapest run: what the tested choice is added to.
+BASE = {"model": "mini_random", "method": "untrained", "evaluation": "none", "tracker": "none"}
+# What a choice cannot do without.
+NEEDED = {
+    ("model", "hf"): ["model.id=owner/name"],
+    ("dataset", "file"): ["dataset.path=data.jsonl"],
+    ("scale", "full"): ["experiment=flow/language"],
+}
+
+
+@pytest.fixture(autouse=True)
+def composer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RETABLE_DATA", raising=False)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module="conf", version_base="1.3"):
+        yield tmp_path
+
+
+def plain(path: Path) -> dict[str, Any]:
+    """A YAML file as plain data; what is to be given (`???`) as "???"."""
+    data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items() if key != "defaults"}
+
+
+def defaults(schema: type) -> dict[str, Any]:
+    """A dataclass's fields and defaults, as JSON has them; "???" where there is none."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        else:
+            found[field.name] = "???"
+    return json.loads(json.dumps(found))
+
+
+# Groups ------------------------------------------------------------------------------------------------------
+
+
+def test_every_group_is_known_to_the_schema() -> None:
+    assert groups(ROOTS) == {*GROUPS, *TARGETS, *PARTS, "experiment"} - {"training"}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(group, name) for group in (*GROUPS, *TARGETS, *PARTS) for name in choices(group, ROOTS)],
+)
+def test_every_choice_composes_and_passes_the_check(group: str, name: str) -> None:
+    words = [f"{other}={choice}" for other, choice in BASE.items() if other != group]
+    if (group, name) == ("scale", "full"):
+        words = []
+    words.append("evaluation.confirm_run_unsafe_code=true")
+    spec = run_spec([*words, *NEEDED.get((group, name), []), f"{group}={name}"])
+    assert spec.choices[group] == name
+
+
+@pytest.mark.parametrize("group", ["model", "dataset", "evaluation"])
+def test_base_has_the_keys_and_defaults_of_the_schema(group: str) -> None:
+    assert plain(CONF / group / "_base.yaml") == defaults(GROUPS[group])
+
+
+@pytest.mark.parametrize(("group", "name"), [("engine", "default"), ("tracker", "wandb")])
+def test_default_choice_has_the_keys_and_defaults_of_the_schema(group: str, name: str) -> None:
+    assert plain(CONF / group / f"{name}.yaml") == defaults(GROUPS[group])
+
+
+def test_training_has_the_keys_and_defaults_of_the_schema() -> None:
+    training = plain(CONF / "config.yaml")["training"]
+    expected = defaults(GROUPS["training"])
+    assert list(training) == list(expected)
+    # One of steps and epochs must be chosen; the schema leaves both open.
+    assert training == {**expected, "steps": training["steps"]} and training["steps"] > 0
+
+
+def test_root_has_the_keys_and_defaults_of_the_schema() -> None:
+    root = {key: value for key, value in plain(CONF / "config.yaml").items() if key not in ("training", "hydra")}
+    assert {**root, "experiment": None} == defaults(Root)
+
+
+def test_every_key_of_the_default_configuration_has_its_explanation() -> None:
+    """A user reads `_base.yaml` to learn what there is: each line with a value says what it means, or its name does."""
+    for group in ("model", "dataset", "evaluation"):
+        lines = [line for line in (CONF / group / "_base.yaml").read_text().splitlines() if ":" in line]
+        assert sum("#" in line for line in lines) >= len(lines) / 2
+
+
+# Targets -----------------------------------------------------------------------------------------------------
+
+METHODS = choices("method", ROOTS)
+
+
+def target_of(group: str, name: str) -> tuple[str, dict[str, Any]]:
+    values = plain(CONF / group / f"{name}.yaml")
+    return values.pop("_target_"), values
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_yaml_of_a_method_has_the_keys_and_defaults_of_its_dataclass(name: str) -> None:
+    path, values = target_of("method", name)
+    config = read(path).config
+    assert config is not None, f"{path} must annotate `config` with its dataclass"
+    assert values == defaults(config)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_dataclass_that_is_read_is_the_running_one(name: str) -> None:
+    path, _ = target_of("method", name)
+    module, _, class_name = path.rpartition(".")
+    class_ = getattr(importlib.import_module(module), class_name)
+    target, running = read(path), config_class(class_)
+    assert target.config is not None
+    assert get_type_hints(target.config, include_extras=True) == get_type_hints(running, include_extras=True)
+    assert defaults(target.config) == defaults(running)
+    for attribute in ("kinds", "trained", "frozen", "couples"):
+        assert target.attributes.get(attribute) == getattr(class_, attribute, None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_lies_where_its_name_says(name: str) -> None:
+    path, _ = target_of("method", name)
+    assert path.rpartition(".")[0] == f"methods.{name.replace('/', '.')}"
+    assert read(path).doc
+
+
+# Experiments -------------------------------------------------------------------------------------------------
+
+TABLES = [(name, scale) for name in EXPERIMENTS for scale in load_experiment(name, ROOTS)["scales"]]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_table_of_an_experiment_fits_together(name: str) -> None:
+    experiment = load_experiment(name, ROOTS)
+    assert experiment["name"] == name and experiment.get("title")
+    built = Experiment.from_config(experiment)
+    assert set(built.columns) == set(built.scales) and set(built.scales) <= {"mini", "full"}
+    allowed = {"label", "seeds", "overrides", *built.scales}
+    for row, definition in experiment["rows"].items():
+        assert set(definition) <= allowed, f"{row}: {sorted(set(definition) - allowed)}"
+
+
+@pytest.mark.parametrize(("name", "scale"), TABLES)
+def test_experiment_means_its_rows_times_its_seeds(name: str, scale: str) -> None:
+    experiment = load_experiment(name, ROOTS)
+    (plan,) = plans([f"experiment={name}", f"scale={scale}"])
+    assert [(cell.row, cell.seed) for cell in plan.cells] == [
+        (row, seed) for row in experiment["rows"] for seed in seeds_of(experiment, row, scale)
+    ]
+    assert plan.variant == "" and plan.scale == scale
+
+
+@pytest.mark.parametrize(("name", "scale"), TABLES)
+def test_every_row_composes_and_differs(name: str, scale: str) -> None:
+    (plan,) = plans([f"experiment={name}", f"scale={scale}", "evaluation.confirm_run_unsafe_code=true"])
+    first = {cell.row: cell for cell in reversed(plan.cells)}
+    specs = {row: run_spec(cell.overrides) for row, cell in first.items()}
+    assert len({spec.identity for spec in specs.values()}) == len(specs)
+    for row, spec in specs.items():
+        assert (spec.row, spec.experiment, spec.scale, spec.seed) == (row, name, scale, first[row].seed)
+
+
+@pytest.mark.parametrize(("name", "scale"), TABLES)
+def test_columns_are_measured_by_the_evaluation(name: str, scale: str) -> None:
+    experiment = load_experiment(name, ROOTS)
+    spec = run_spec([f"experiment={name}", f"scale={scale}", "evaluation.confirm_run_unsafe_code=true"])
+    asked = {task["name"] for task in spec.config["evaluation"]["tasks"]}
+    measured = asked | {leaf["task"] for name in asked for _, leaf in task_index._leaves(name, task_index._roots(None))}
+    metrics = [column["metric"] for column in experiment["columns"][scale].values() if "metric" in column]
+    assert {metric.partition("/")[0] for metric in metrics} <= measured | {"train"}
+
+
+# Imports -----------------------------------------------------------------------------------------------------
+
+CHECK = """
+import sys
+import runners.main
+import runners.completion
+from hydra import initialize_config_module
+from runners.jobs import check_all
+with initialize_config_module(config_module="conf", version_base="1.3"):
+    ((plan, specs),) = check_all(["experiment=flow/language", "scale=mini"])
+    assert len(specs) == 7, len(specs)
+    for spec in specs:
+        spec.identity, spec.source, spec.folder
+heavy = {"torch", "transformers", "datasets", "deepspeed", "lm_eval", "wandb", "tokenizers"} & set(sys.modules)
+assert not heavy, sorted(heavy)
+"""
+
+LIGHT = """
+import sys
+import runners.main
+heavy = {"torch", "numpy", "pydantic", "rich", "scipy", "runners.compose"} & set(sys.modules)
+assert not heavy, sorted(heavy)
+"""
+
+
+@pytest.mark.parametrize("code", [CHECK, LIGHT], ids=["checking a sweep", "the command"])
+def test_what_comes_before_a_run_imports_no_torch(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
