@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 Checked = list[tuple[Plan, list[RunSpec]]]
 
 
-def start(job: str, overrides: list[str]) -> None:
-    """Do one job for the composed overrides of a command.
+def start(job: str, overrides: list[str], *, in_sweep: bool = False) -> None:
+    """Do one job for the composed overrides of a command; inside a sweep its table shows the results.
 
     Raises:
         UserError: whatever is wrong with what was asked for.
@@ -29,8 +29,7 @@ def start(job: str, overrides: list[str]) -> None:
 
         show(overrides)
     elif job == "table":
-        # The row that a single run would take means nothing here: the table has all of them.
-        for plan, specs in check_all(_typed(overrides)):
+        for plan, specs in check_all(overrides):
             if table(plan, specs) is None:
                 raise UserError(f"job=table: no run of {plan.experiment['name']} is done and measured")
     elif job == "run":
@@ -40,17 +39,10 @@ def start(job: str, overrides: list[str]) -> None:
             from runners.run import run
 
             result = run(spec)
-        _print_result(spec, result)
+        if not in_sweep:
+            _print_result(spec, result)
     else:
         raise UserError(f"job={job}: must be one of run, table, list")
-
-
-def _typed(overrides: list[str]) -> list[str]:
-    """What the user typed after `experiment=`: a single job's overrides come expanded by its first row."""
-    place = next((number for number, word in enumerate(overrides) if word.startswith("experiment=")), None)
-    if place is None:
-        return overrides
-    return overrides[place:]
 
 
 def check_all(arguments: list[str]) -> Checked:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runners.errors import UserError
-from runners.expand import check_choices, expand, plugin_overrides
+from runners.expand import check_choices, expand, plugin_overrides, value_of
 
 
 def main() -> None:
@@ -61,7 +61,8 @@ def _arguments(argv: list[str]) -> list[str]:
 
         register()
     else:
-        overrides = expand(overrides)
+        if value_of(overrides, "job") != "table":  # a table has all rows
+            overrides = expand(overrides)
         check_choices(overrides)
     return flags + overrides
 
@@ -74,10 +75,11 @@ def _run_hydra(config: DictConfig) -> None:
 
     from runners.jobs import start
 
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        start(config.job, list(HydraConfig.get().overrides.task))
+        start(config.job, list(HydraConfig.get().overrides.task), in_sweep=in_sweep)
     except UserError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if in_sweep:
             raise  # the sweep goes on with its other cells
         _stop(str(error))
 

@@ -1,8 +1,8 @@
 """What was measured, seed by seed: a column's value in every run of a row, or why there is none.
 
-Only `done` runs count. A derived column (`mean_of`) and a `transform` are computed per seed, before any mean over seeds.
-Two rows are paired by seed; a row that lists a single seed of its own is deterministic and stands against every seed of
-the other.
+Only `done` runs count. A derived column (`mean_of`) and a `transform` are computed per seed, before the mean over
+seeds. Two rows are paired by seed; a row that lists a single seed of its own is deterministic and stands against every
+seed of the other.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -19,10 +18,9 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar over `total` things. Yields `advance(count=1, text='')`; `text` stands behind the bar."""
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description:<26}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),

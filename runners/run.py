@@ -322,7 +322,7 @@ def _logging_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        handler.stream.write(traceback.format_exc())  # the terminal gets one line; the log keeps the whole
+        (folder / "run.log").open("a").write(traceback.format_exc())  # the terminal gets one line; the log keeps the whole
         raise
     finally:
         logging.getLogger().removeHandler(handler)

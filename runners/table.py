@@ -1,8 +1,8 @@
 """From runs to a paper's table.
 
-`build_table(experiment, scale, runs)` is a pure function of the experiment's YAML and of what has run: the values seed by
-seed (`measurements`), cells with verdicts and relations (`cells`), claims (`claims`), and here the table that holds them,
-with the footnotes that say what its numbers leave out.
+`build_table(experiment, scale, runs)` is a pure function of the experiment's YAML and of what has run: the values seed
+by seed (`measurements`), cells with verdicts and relations (`cells`), claims (`claims`), and here the table that holds
+them, with the footnotes that say what its numbers leave out.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def _footnotes(
         yield scale.note
     if any(cell.half_width is not None for row in (*rows, *relations) for cell in row.cells):
         yield (
-            "± is the half-width of the 95% Student-t interval of the mean over seeds; in brackets, the number of seeds. "
-            "It covers what the seed changes: neither a shared parent (such as the pre-trained base), which keeps its own "
-            "seed, nor the choice of the evaluation's items."
+            "± is the half-width of the 95% Student-t interval of the mean over seeds; in brackets, the number of "
+            "seeds. It covers what the seed changes: neither a shared parent (such as the pre-trained base), which "
+            "keeps its own seed, nor the choice of the evaluation's items."
         )
     if relations:
         yield "Differences and ratios are computed seed by seed, then averaged."

@@ -21,6 +21,8 @@ CLAIM_MARKS = {"holds": "✓", "does not hold": "✗", "inconclusive": "?"}
 
 @dataclass(frozen=True)
 class CellText:
+    """What stands in a cell, one under the other (empty: nothing), and why it was judged so."""
+
     measured: str
     published: str
     verdict: str
@@ -63,6 +65,7 @@ def unit(column: TableColumn) -> str:
 
 
 def claim_detail(table: Table, claim: ClaimResult) -> str:
+    """The numbers behind a claim's verdict: the difference, its interval, the pairs, the adjusted p, the reason."""
     column = table.column(claim.column)
     label = claim.column if column is None else column.label
     parts = [f"{label}, {table.row_label(claim.row)} against {table.row_label(claim.beats)}"]
@@ -86,6 +89,7 @@ def _p_value(value: float) -> str:
 
 
 def citation(table: Table) -> str:
+    """The paper: authors, title, arXiv id, table; what the experiment does not state is left out."""
     paper = table.paper
     arxiv = f"arXiv:{paper.arxiv}" if paper.arxiv else ""
     return ". ".join(part.rstrip(".") for part in (paper.authors, paper.title, arxiv, paper.table) if part)
