@@ -9,9 +9,7 @@ def install() -> None:
     """Make Hydra's completion, for any shell, know every choice of our groups, and those of `plugins=PATH`."""
     hydras_own = CompletionPlugin._query_config_groups
 
-    def query(
-        self: CompletionPlugin, word: str, config_name: str | None, words: list[str]
-    ) -> tuple[list[str], bool]:
+    def query(self: CompletionPlugin, word: str, config_name: str | None, words: list[str]) -> tuple[list[str], bool]:
         roots = config_roots(words)
         group, equals, begun = word.partition("=")
         if equals and group in groups(roots):

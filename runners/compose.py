@@ -132,9 +132,12 @@ def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, .
     if key in children:
         raise UserError(f"model.from_run={named}: must not lead back to the run itself")
     # Where things are kept and logged is the child's choice; what is computed is the parent's own.
-    inherited = [word for word in overrides
-                 if word.partition("=")[0] in ("outputs", "plugins", "hydra.searchpath", "tracker", "rerun")
-                 or word.startswith(("tracker.", "engine.threads"))]
+    inherited = [
+        word
+        for word in overrides
+        if word.partition("=")[0] in ("outputs", "plugins", "hydra.searchpath", "tracker", "rerun")
+        or word.startswith(("tracker.", "engine.threads"))
+    ]
     try:
         return run_spec([*inherited, *named], children=(*children, key))
     except UserError as error:
@@ -221,8 +224,9 @@ def _rule_broken(prefix: str, values: dict[str, Any], error: ValidationError, ke
         place.append(str(part))
         depth += 1
     where = ".".join([*([prefix] if prefix else []), *place])
-    rules = dict.fromkeys(item["msg"].removeprefix("Input ") for item in problems
-                          if item["loc"][:depth] == first["loc"][:depth])
+    rules = dict.fromkeys(
+        item["msg"].removeprefix("Input ") for item in problems if item["loc"][:depth] == first["loc"][:depth]
+    )
     return f"{where}={value}: {' or '.join(rules)}"
 
 
@@ -268,18 +272,28 @@ def _check_combination(config: dict[str, Any]) -> None:
     method = signatures.read(config["method"]["_target_"])
     kinds = method.attributes.get("kinds")
     if kinds and config["model"]["kind"] not in kinds:
-        raise UserError(f"method={config['method']['_target_']}: fits models of kind {', '.join(kinds)}, "
-                        f"got model.kind={config['model']['kind']}")
+        raise UserError(
+            f"method={config['method']['_target_']}: fits models of kind {', '.join(kinds)}, "
+            f"got model.kind={config['model']['kind']}"
+        )
     fingerprint.check_files(config)
-    if config["dataset"]["source"] == "mini_world" and config["dataset"]["skill"] not in ("pretraining", *mini_world.SKILLS):
+    if config["dataset"]["source"] == "mini_world" and config["dataset"]["skill"] not in (
+        "pretraining",
+        *mini_world.SKILLS,
+    ):
         skill = config["dataset"]["skill"]
-        raise UserError(f"dataset.skill={skill}: no such skill{nearest(skill, mini_world.SKILLS)}; "
-                        f"pretraining, or one of {', '.join(mini_world.SKILLS)}")
+        raise UserError(
+            f"dataset.skill={skill}: no such skill{nearest(skill, mini_world.SKILLS)}; "
+            f"pretraining, or one of {', '.join(mini_world.SKILLS)}"
+        )
     try:
         requests = [TaskRequest(**task) for task in config["evaluation"]["tasks"]]
         if requests:
-            check_requests(requests, config["evaluation"]["include_path"],
-                           confirm_run_unsafe_code=config["evaluation"]["confirm_run_unsafe_code"])
+            check_requests(
+                requests,
+                config["evaluation"]["include_path"],
+                confirm_run_unsafe_code=config["evaluation"]["confirm_run_unsafe_code"],
+            )
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -289,8 +303,10 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_choice(str(error.missing_cfg_file), error.options or [])
     if isinstance(error, OverrideParseException):
-        return (f"{error.override}: must be key=value; a value that holds any of ()[]{{}}=,: is quoted twice, "
-                "as in 'key=\"value\"'")
+        return (
+            f"{error.override}: must be key=value; a value that holds any of ()[]{{}}=,: is quoted twice, "
+            "as in 'key=\"value\"'"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     for pattern, rule in _HYDRA_RULES.items():

@@ -50,15 +50,21 @@ def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """
     rows = _SOURCES[settings["source"]](settings)
     if settings["limit"] is not None:
-        rows = rows[: settings["limit"]] if isinstance(rows, list) else rows.select(range(min(settings["limit"], len(rows))))
+        rows = (
+            rows[: settings["limit"]]
+            if isinstance(rows, list)
+            else rows.select(range(min(settings["limit"], len(rows))))
+        )
     if len(rows) == 0:
         raise UserError(f"dataset={settings['path'] or settings['skill']}: the data set is empty")
     columns = list(rows[0])
     for key in ("prompt", "completion"):
         for column in _columns_of(key, settings[key]):
             if column not in columns:
-                raise UserError(f"dataset.{key}={settings[key]!r}: the data set has no column {column!r}"
-                                f"{nearest(column, columns)}; it has {', '.join(columns)}")
+                raise UserError(
+                    f"dataset.{key}={settings[key]!r}: the data set has no column {column!r}"
+                    f"{nearest(column, columns)}; it has {', '.join(columns)}"
+                )
     return rows
 
 
@@ -115,12 +121,15 @@ def _columns_of(key: str, template: str) -> list[str]:
         raise UserError(f"dataset.{key}={template!r}: {error} (a literal brace is written twice)") from error
     for name in fields:
         if not name.isidentifier():
-            raise UserError(f"dataset.{key}={template!r}: {{{name}}} must be a column's name (a literal brace is written twice)")
+            raise UserError(
+                f"dataset.{key}={template!r}: {{{name}}} must be a column's name (a literal brace is written twice)"
+            )
     return fields
 
 
-def tokenize(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any, *, max_length: int,
-             too_long: str) -> Examples:
+def tokenize(
+    rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any, *, max_length: int, too_long: str
+) -> Examples:
     """Fill the template of each row and turn it into a token sequence with a target mask.
 
     Prompt and completion are tokenised as one text, as evaluation does; a token carries loss when any of its
@@ -139,7 +148,9 @@ def tokenize(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tok
             chunk = rows[begin : begin + _CHUNK]
             _check_filled(chunk, begin, settings)
             prompts = [settings["prompt"].format_map(row) for row in chunk]
-            texts = [prompt + settings["completion"].format_map(row) for prompt, row in zip(prompts, chunk, strict=True)]
+            texts = [
+                prompt + settings["completion"].format_map(row) for prompt, row in zip(prompts, chunk, strict=True)
+            ]
             encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
             for offset, prompt in enumerate(prompts):
                 ids, spans = encoded["input_ids"][offset], encoded["offset_mapping"][offset]
@@ -152,8 +163,10 @@ def tokenize(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tok
                     target = next((place for place, (_, end) in enumerate(spans) if end > len(prompt)), len(spans))
                 if len(ids) > max_length:
                     if too_long == "error":
-                        raise UserError(f"training.max_length={max_length}: example {begin + offset} has {len(ids)} tokens; "
-                                        "raise it, or set training.too_long to truncate or drop")
+                        raise UserError(
+                            f"training.max_length={max_length}: example {begin + offset} has {len(ids)} tokens; "
+                            "raise it, or set training.too_long to truncate or drop"
+                        )
                     if too_long == "drop":
                         dropped += 1
                         continue
@@ -164,8 +177,10 @@ def tokenize(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tok
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     targets_n = np.minimum(np.array(targets, dtype=np.int64), lengths)
     if not (lengths > targets_n).any():
-        raise UserError(f"training.max_length={max_length}: no example has a token that carries loss "
-                        f"({dropped} of {len(rows)} dropped)")
+        raise UserError(
+            f"training.max_length={max_length}: no example has a token that carries loss "
+            f"({dropped} of {len(rows)} dropped)"
+        )
     return Examples(np.concatenate(tokens), np.concatenate([[0], np.cumsum(lengths)]), targets_n)
 
 
@@ -180,5 +195,7 @@ def _check_filled(rows: Sequence[Mapping[str, Any]], first: int, settings: Mappi
 def _check_bos(ids: Sequence[int], tokenizer: Any, text: str) -> None:
     bos = tokenizer.bos_token_id
     if bos is not None and list(ids[:2]) == [bos, bos]:
-        raise UserError(f"dataset.prompt: the text {text[:30]!r} begins with BOS {tokenizer.bos_token!r}, which the "
-                        "tokenizer adds itself; leave it out")
+        raise UserError(
+            f"dataset.prompt: the text {text[:30]!r} begins with BOS {tokenizer.bos_token!r}, which the "
+            "tokenizer adds itself; leave it out"
+        )

@@ -15,7 +15,8 @@ class FailedCells(UserError):
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """' (nearest: a, b)' for the known words most like `word`, or '' when there is none."""
     known = sorted(set(known))
-    found = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
     # The last part of a grouped name is what people remember: `flow` for `finetune/flow`.
-    found += [name for name in known if word and word in name.split("/") and name not in found]
+    found = [name for name in known if word and word in name.split("/")]
+    close = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
+    found += [name for name in close if name not in found]
     return f" (nearest: {', '.join(found[:count])})" if found else ""

@@ -160,6 +160,9 @@ def choices(group: str, roots: list[Path]) -> list[str]:
     found: list[str] = []
     for root in roots:
         folder = root / group
-        found += [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")
-                  if not path.name.startswith("_")]
+        found += [
+            path.relative_to(folder).with_suffix("").as_posix()
+            for path in folder.rglob("*.yaml")
+            if not path.name.startswith("_")
+        ]
     return sorted(set(found))

@@ -32,8 +32,19 @@ ENGINE_MODULES = (
     "evals.mini_world",
 )
 # Modules that these import but that cannot change a number.
-_NEUTRAL = frozenset({"runners.errors", "runners.tracker", "runners.record", "runners.progress", "runners.compose",
-                      "runners.expand", "runners.fingerprint", "runners.signatures", "runners.schema"})
+_NEUTRAL = frozenset(
+    {
+        "runners.errors",
+        "runners.tracker",
+        "runners.record",
+        "runners.progress",
+        "runners.compose",
+        "runners.expand",
+        "runners.fingerprint",
+        "runners.signatures",
+        "runners.schema",
+    }
+)
 _OURS = ("runners", "methods", "evals")
 
 
@@ -74,8 +85,11 @@ def task_sources(evaluation: Mapping[str, Any]) -> list[Path]:
     if not names:
         return []
     roots = [OWN_TASKS, *(Path(folder).expanduser().resolve() for folder in evaluation["include_path"])]
-    return [folder for folder in task_folders(names, evaluation["include_path"])
-            if any(folder.is_relative_to(root) for root in roots)]
+    return [
+        folder
+        for folder in task_folders(names, evaluation["include_path"])
+        if any(folder.is_relative_to(root) for root in roots)
+    ]
 
 
 @lru_cache(maxsize=1024)
@@ -91,7 +105,11 @@ def _of_module(path: Path, _modified: int) -> str:
         body = getattr(node, "body", None)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and body:
             first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -115,8 +133,10 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
         copy = local_copy(dataset["path"], dataset["data_root"])
         if copy:
             if dataset["split"] not in copy:
-                raise UserError(f"dataset.split={dataset['split']}: the local copy of {dataset['path']} below "
-                                f"{dataset['data_root']} has only {', '.join(copy)}")
+                raise UserError(
+                    f"dataset.split={dataset['split']}: the local copy of {dataset['path']} below "
+                    f"{dataset['data_root']} has only {', '.join(copy)}"
+                )
             found["dataset"] = _of_path(copy[dataset["split"]])
         else:
             found["dataset"] = _hub_revision(dataset["path"], dataset["revision"], "dataset")
@@ -124,8 +144,11 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
         name = model[key]
         if name is None or name == "bytes":
             continue
-        found[f"model.{key}"] = (_of_path(Path(name)) if Path(name).is_dir()
-                                 else _hub_revision(name, model["revision"] if key == "id" else None, "model"))
+        found[f"model.{key}"] = (
+            _of_path(Path(name))
+            if Path(name).is_dir()
+            else _hub_revision(name, model["revision"] if key == "id" else None, "model")
+        )
     return found
 
 
@@ -193,8 +216,20 @@ def environment() -> dict[str, Any]:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    wanted = {"torch", "transformers", "datasets", "deepspeed", "lm_eval", "wandb", "hydra-core", "omegaconf", "peft",
-              "tokenizers", "numpy", "retable"}
+    wanted = {
+        "torch",
+        "transformers",
+        "datasets",
+        "deepspeed",
+        "lm_eval",
+        "wandb",
+        "hydra-core",
+        "omegaconf",
+        "peft",
+        "tokenizers",
+        "numpy",
+        "retable",
+    }
     packages = {item.name: item.version for item in distributions() if item.name in wanted}
     try:
         commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
@@ -205,8 +240,13 @@ def environment() -> dict[str, Any]:
         "git": {"commit": commit, "dirty": dirty},
         "python": platform.python_version(),
         "packages": packages,
-        "hardware": {"processor": processor or platform.processor(), "cores": os.cpu_count(),
-                     "machine": platform.machine(), "system": platform.platform(), "host": platform.node()},
+        "hardware": {
+            "processor": processor or platform.processor(),
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "host": platform.node(),
+        },
     }
 
 

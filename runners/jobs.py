@@ -137,8 +137,14 @@ def _mirror(built: Table, spec: RunSpec, folder: Path) -> None:
     if seen.is_file() and seen.read_text() == digest:
         return
     settings: dict[str, Any] = spec.config["tracker"]
-    with open_tracker(settings, folder=folder, name=f"{spec.experiment}-table-{spec.scale}", group=spec.experiment,
-                      job_type="table", config={"experiment": spec.experiment, "scale": spec.scale}) as tracker:
+    with open_tracker(
+        settings,
+        folder=folder,
+        name=f"{spec.experiment}-table-{spec.scale}",
+        group=spec.experiment,
+        job_type="table",
+        config={"experiment": spec.experiment, "scale": spec.scale},
+    ) as tracker:
         tracker.table("table", columns, rows)
     record.write_atomically(seen, digest)
 

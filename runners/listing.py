@@ -8,8 +8,20 @@ from rich.table import Table
 from runners.expand import choices, config_roots, load_experiment
 
 # In the order in which people look for them.
-GROUPS = ("experiment", "method", "model", "dataset", "evaluation", "adapter", "penalty", "mix", "optimizer", "engine",
-          "tracker", "scale")
+GROUPS = (
+    "experiment",
+    "method",
+    "model",
+    "dataset",
+    "evaluation",
+    "adapter",
+    "penalty",
+    "mix",
+    "optimizer",
+    "engine",
+    "tracker",
+    "scale",
+)
 
 
 def show(overrides: list[str]) -> None:
@@ -24,7 +36,9 @@ def show(overrides: list[str]) -> None:
             table.add_row(f"  {name}", describe(group, name, roots))
         console.print(f"[bold]{group}=[/bold]")
         console.print(table)
-    console.print("\nOne run: retable method=finetune/flow · a paper's table: retable -m experiment=flow/language scale=mini")
+    console.print(
+        "\nOne run: retable method=finetune/flow · a paper's table: retable -m experiment=flow/language scale=mini"
+    )
 
 
 def describe(group: str, name: str, roots: list[Path]) -> str:
@@ -34,7 +48,9 @@ def describe(group: str, name: str, roots: list[Path]) -> str:
         paper = experiment.get("paper") or {}
         cited = ", ".join(str(paper[key]) for key in ("table", "arxiv") if paper.get(key))
         scales = "/".join(experiment["scales"])
-        return f"{experiment['title']}{f' ({cited})' if cited else ''} · {scales} · rows: {', '.join(experiment['rows'])}"
+        return (
+            f"{experiment['title']}{f' ({cited})' if cited else ''} · {scales} · rows: {', '.join(experiment['rows'])}"
+        )
     path = next(root / group / f"{name}.yaml" for root in roots if (root / group / f"{name}.yaml").is_file())
     lines = path.read_text(encoding="utf-8").splitlines()
     return lines[0].removeprefix("#").strip() if lines and lines[0].startswith("#") else ""

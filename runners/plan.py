@@ -111,8 +111,11 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
     for combination in combinations:
         words = _words(combination)
         suffix = _suffix(combination, swept, fixed)
-        changed |= {word for word in without(words, *fixed, "outputs", "plugins", "hydra.searchpath", "rerun", "keep")
-                    if not word.startswith(("tracker", "hydra/", "hydra."))}
+        changed |= {
+            word
+            for word in without(words, *fixed, "outputs", "plugins", "hydra.searchpath", "rerun", "keep")
+            if not word.startswith(("tracker", "hydra/", "hydra."))
+        }
         chosen = value_of(words, "row")
         for row in [chosen] if chosen else experiment["rows"]:
             expanded = expand([*without(words, "row"), f"row={row}"])
@@ -121,7 +124,9 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
             label = definition.get("label") or row
             rows[key] = {**definition, "label": f"{label} ({suffix})" if suffix else label}
             seed = value_of(words, "seed")
-            for number in seeds_of(experiment, row, scale) if seed is None or definition.get("seeds") else [_number(seed)]:
+            for number in (
+                seeds_of(experiment, row, scale) if seed is None or definition.get("seeds") else [_number(seed)]
+            ):
                 cells[key, number] = Cell(key, number, [*without(expanded, "seed"), f"seed={number}"])
             if seed is not None and not definition.get("seeds"):
                 rows[key]["seeds"] = None
@@ -137,8 +142,11 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
 def _keep_what_fits(experiment: dict[str, Any], rows: Mapping[str, Any]) -> None:
     """Leave out published entries, claims and the baseline of rows that this command does not show."""
     for key in ("published", "claims"):
-        experiment[key] = [entry for entry in experiment.get(key) or []
-                           if all(entry.get(role) in (None, *rows) for role in ("row", "minus", "over", "beats"))]
+        experiment[key] = [
+            entry
+            for entry in experiment.get(key) or []
+            if all(entry.get(role) in (None, *rows) for role in ("row", "minus", "over", "beats"))
+        ]
     if experiment.get("baseline") not in rows:
         experiment["baseline"] = None
 
@@ -156,8 +164,13 @@ def _sweep_plan(scale: str, combinations: list[list[Assignment]], swept: list[st
     commands = sorted(" ".join(cell.overrides) for cell in cells.values())
     digest = hashlib.sha256(" ".join(commands).encode()).hexdigest()[:8]
     seeds = sorted({cell.seed for cell in cells.values()})
-    definition = {"name": "runs", "title": "A sweep of your own", "rows": rows, "columns": {},
-                  "scales": {scale: {"setting": "ours", "seeds": seeds}}}
+    definition = {
+        "name": "runs",
+        "title": "A sweep of your own",
+        "rows": rows,
+        "columns": {},
+        "scales": {scale: {"setting": "ours", "seeds": seeds}},
+    }
     return Plan(definition, scale, list(cells.values()), digest)
 
 

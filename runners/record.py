@@ -1,9 +1,9 @@
 """What a run leaves behind: its folder, read and written without torch.
 
-    config.yaml       resolved configuration          environment.json  commit, versions, hardware, fingerprints
-    metrics.jsonl     one line per logged step         result.json       written last, atomically: its presence means done
-    failure.json      why the last attempt ended       run.log           what was logged
-    checkpoints/ model/ samples/ wandb/
+config.yaml       resolved configuration          environment.json  commit, versions, hardware, fingerprints
+metrics.jsonl     one line per logged step         result.json       written last, atomically: its presence means done
+failure.json      why the last attempt ended       run.log           what was logged
+checkpoints/ model/ samples/ wandb/
 """
 
 import json
@@ -68,16 +68,21 @@ class Recorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "checkpoints").is_dir():  # an attempt that left nothing to continue from
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-        write_atomically(self.folder / "config.yaml", yaml.safe_dump(self.spec.config, sort_keys=False, allow_unicode=True))
-        write_json(self.folder / "environment.json", {
-            **environment,
-            "identity": self.spec.identity,
-            "source": self.spec.source,
-            "overrides": self.spec.overrides,
-            "seed": self.spec.seed,
-            "parent": self.spec.parent.name if self.spec.parent else None,
-            "started": now(),
-        })
+        write_atomically(
+            self.folder / "config.yaml", yaml.safe_dump(self.spec.config, sort_keys=False, allow_unicode=True)
+        )
+        write_json(
+            self.folder / "environment.json",
+            {
+                **environment,
+                "identity": self.spec.identity,
+                "source": self.spec.source,
+                "overrides": self.spec.overrides,
+                "seed": self.spec.seed,
+                "parent": self.spec.parent.name if self.spec.parent else None,
+                "started": now(),
+            },
+        )
 
     def metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
         """Append one line to metrics.jsonl."""
@@ -109,19 +114,22 @@ class Recorder:
     def result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, the last file of all."""
         (self.folder / "failure.json").unlink(missing_ok=True)
-        write_json(self.folder / "result.json", {
-            "name": self.spec.name,
-            "experiment": self.spec.experiment,
-            "row": self.spec.row,
-            "scale": self.spec.scale,
-            "seed": self.spec.seed,
-            "method": self.spec.choices["method"],
-            "identity": self.spec.identity,
-            "source": self.spec.source,
-            "parent": self.spec.parent.name if self.spec.parent else None,
-            "finished": now(),
-            **result,
-        })
+        write_json(
+            self.folder / "result.json",
+            {
+                "name": self.spec.name,
+                "experiment": self.spec.experiment,
+                "row": self.spec.row,
+                "scale": self.spec.scale,
+                "seed": self.spec.seed,
+                "method": self.spec.choices["method"],
+                "identity": self.spec.identity,
+                "source": self.spec.source,
+                "parent": self.spec.parent.name if self.spec.parent else None,
+                "finished": now(),
+                **result,
+            },
+        )
 
 
 def set_aside(folder: Path) -> Path:

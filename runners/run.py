@@ -322,7 +322,8 @@ def _logging_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        (folder / "run.log").open("a").write(traceback.format_exc())  # the terminal gets one line; the log keeps the whole
+        with (folder / "run.log").open("a", encoding="utf-8") as file:
+            file.write(traceback.format_exc())  # the terminal gets one line; the log keeps the whole
         raise
     finally:
         logging.getLogger().removeHandler(handler)

@@ -25,7 +25,9 @@ class Model:
     kind: Kind = "causal"
     id: str | None = None  # a Hugging Face hub id or a local folder
     revision: str | None = None  # of a hub id; null: main, resolved to its commit
-    from_run: Annotated[list[str], Field(min_length=1)] | None = None  # the overrides of the run whose final weights are taken
+    from_run: Annotated[list[str], Field(min_length=1)] | None = (
+        None  # the overrides of the run whose final weights are taken
+    )
     architecture: dict[str, Any] | None = None  # random weights: `model_type` and arguments of its config class
     tokenizer: str | None = None  # null: the model's own; `bytes`: one token per byte; else a hub id or folder
     init_seed: NonNegativeInt = 0  # of random weights
@@ -90,7 +92,9 @@ class Training:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"must set exactly one of training.steps ({self.steps}) and training.epochs ({self.epochs})")
+            raise ValueError(
+                f"must set exactly one of training.steps ({self.steps}) and training.epochs ({self.epochs})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -134,7 +138,9 @@ class Engine:
     def __post_init__(self) -> None:
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < needed:
-            raise ValueError(f"engine.offload={self.offload} needs engine.zero_stage >= {needed}, got {self.zero_stage}")
+            raise ValueError(
+                f"engine.offload={self.offload} needs engine.zero_stage >= {needed}, got {self.zero_stage}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

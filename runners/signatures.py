@@ -147,8 +147,12 @@ def _attributes(module: str, class_: ast.ClassDef) -> dict[str, Any]:
 
 def _config_type(module: str, class_: ast.ClassDef) -> type | None:
     for node in class_.body:
-        if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "config"
-                and isinstance(node.annotation, ast.Name)):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and node.target.id == "config"
+            and isinstance(node.annotation, ast.Name)
+        ):
             return _dataclass(module, node.annotation.id)
     for base in _bases(module, class_):
         found = _config_type(*base)
@@ -231,7 +235,9 @@ def _plain_type(annotation: ast.expr | None) -> Any:
 
     if annotation is None or isinstance(annotation, ast.Constant):
         return Any
-    loose = ast.fix_missing_locations(ast.Expression(Loosen().visit(ast.parse(ast.unparse(annotation), mode="eval").body)))
+    loose = ast.fix_missing_locations(
+        ast.Expression(Loosen().visit(ast.parse(ast.unparse(annotation), mode="eval").body))
+    )
     try:
         return eval(compile(loose, "annotation", "eval"), {**_PLAIN, "Any": Any})
     except TypeError:
@@ -241,7 +247,7 @@ def _plain_type(annotation: ast.expr | None) -> Any:
 def config_class(class_: type) -> type:
     """The hyper-parameter dataclass of a method's running class (the annotation of its `config`)."""
     for base in class_.__mro__:
-        annotation = base.__dict__.get("__annotations__", {}).get("config")
+        annotation = inspect.get_annotations(base).get("config")
         if annotation is not None:
             built = vars(sys.modules[base.__module__])[annotation] if isinstance(annotation, str) else annotation
             if inspect.isclass(built):

@@ -46,8 +46,11 @@ class RowsSweeper(Sweeper):
         if todo:
             log.info("%d of %d cells to run", len(todo), sum(len(plan.cells) for plan, _ in checked))
             returns = self.launcher.launch([spec.overrides for spec in todo], initial_job_idx=0)
-            failed = [f"  {spec.name}: {problem} (log: {spec.folder / 'run.log'})"
-                      for spec, problem in zip(todo, map(_problem, returns), strict=True) if problem]
+            failed = [
+                f"  {spec.name}: {problem} (log: {spec.folder / 'run.log'})"
+                for spec, problem in zip(todo, map(_problem, returns), strict=True)
+                if problem
+            ]
         try:
             for plan, specs in checked:
                 jobs.table(plan, specs)

@@ -57,10 +57,11 @@ def report(packing: bool, measured: dict[str, list[dict[str, float]]]) -> None:
     print(f"\npacking {'on' if packing else 'off'}")
     for name, runs in measured.items():
         speeds = [run["tokens_per_second"] for run in runs]
+        per_step = statistics.median(run["tokens_per_step"] for run in runs)
         memory = statistics.median(run["peak_mb"] for run in runs)
         print(
-            f"  {name:<5} {statistics.median(speeds):8.0f} target tokens/s (from {min(speeds):.0f} to {max(speeds):.0f})"
-            f"  {statistics.median(run['tokens_per_step'] for run in runs):6.0f} target tokens/step  peak {memory:6.0f} MB"
+            f"  {name:<5} {statistics.median(speeds):8.0f} target tokens/s ({min(speeds):.0f} to {max(speeds):.0f})"
+            f"  {per_step:6.0f} target tokens/step  peak {memory:6.0f} MB"
         )
     ratios = [
         a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(measured["ours"], measured["trl"], strict=True)
@@ -172,7 +173,8 @@ def trl(folder: Path, packing: bool, steps: int) -> dict[str, float]:
 
     config = SFTConfig(
         output_dir=str(folder / "trl"), max_steps=steps, per_device_train_batch_size=ROWS, learning_rate=1e-3,
-        max_length=LENGTH, packing=packing, completion_only_loss=True, optim="adamw_torch_fused", use_cpu=True, bf16=False,
+        max_length=LENGTH, packing=packing, completion_only_loss=True, optim="adamw_torch_fused",
+        use_cpu=True, bf16=False,
         gradient_checkpointing=False, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
         train_sampling_strategy="random" if packing else "group_by_length", seed=0,
     )  # fmt: skip

@@ -75,9 +75,7 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path) ->
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_installed_package_wins_over_a_folder_of_its_name(
-    package: str, scripts: Path, elsewhere: Path
-) -> None:
+def test_installed_package_wins_over_a_folder_of_its_name(package: str, scripts: Path, elsewhere: Path) -> None:
     # For a script, as for an installed command, sys.path begins with its folder, not the working directory.
     script = elsewhere / "bin" / "command"
     script.parent.mkdir()

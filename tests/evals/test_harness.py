@@ -25,9 +25,7 @@ CONTEXT = 256
 LOGIT = 4.0
 
 
-def byte_tokenizer(
-    add_bos: bool = False, add_eos: bool = False, eos: str | None = "<eos>"
-) -> PreTrainedTokenizerFast:
+def byte_tokenizer(add_bos: bool = False, add_eos: bool = False, eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate(["<bos>", "<eos>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -107,9 +105,7 @@ def write_task(folder: Path, name: str, rows: list[dict], yaml: str, train: list
     return folder
 
 
-SCORED = (
-    "output_type: loglikelihood\nmetric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
-)
+SCORED = "output_type: loglikelihood\nmetric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
 GENERATED = (
     "output_type: generate_until\ngeneration_kwargs: {until: ['.'], do_sample: false, max_gen_toks: 8}\n"
     "metric_list:\n  - {metric: exact_match, aggregation: mean, higher_is_better: true}\n"
@@ -142,7 +138,7 @@ def test_a_model_that_is_always_wrong(copier, tokenizer):
 def test_parts_of_the_target_skill(copier, tokenizer):
     result = run(copier, tokenizer, "mini_world_relabelled_copy", "mini_world_relabelled_copy_easy")
     share = np.mean([item.part == "easy" for item in mini_world.items("relabelled_copy", "test", 250, 0)])
-    assert 0.4 < share < 0.6
+    assert share == 0.4
     assert result.metrics["mini_world_relabelled_copy"]["acc,none"] == pytest.approx(share)
     stderr = math.sqrt(share * (1 - share) / 249)
     assert result.metrics["mini_world_relabelled_copy"]["acc_stderr,none"] == pytest.approx(stderr)
@@ -158,9 +154,7 @@ def test_group_is_the_mean_of_its_skills(copier, tokenizer):
         mean = np.mean([result.metrics[member][metric] for member in members])
         assert result.metrics["mini_world_general"][metric] == pytest.approx(mean)
     stderrs = [result.metrics[member]["nll_stderr,none"] for member in members]
-    assert result.metrics["mini_world_general"]["nll_stderr,none"] == pytest.approx(
-        np.linalg.norm(stderrs) / 5
-    )
+    assert result.metrics["mini_world_general"]["nll_stderr,none"] == pytest.approx(np.linalg.norm(stderrs) / 5)
 
 
 @pytest.mark.parametrize("skill", [skill for skill in mini_world.SKILLS if skill != "word_problems"])
@@ -176,9 +170,7 @@ def test_nll_is_that_of_a_direct_computation(llama, skill, add_bos):
             token_logps = llama(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
         direct.append(-token_logps[len(prompt) - 1 :].sum().item())
     assert result.metrics[f"mini_world_{skill}"]["nll,none"] == pytest.approx(np.mean(direct), rel=1e-5)
-    assert [sample["nll"] for sample in result.samples[f"mini_world_{skill}"]] == pytest.approx(
-        direct, rel=1e-5
-    )
+    assert [sample["nll"] for sample in result.samples[f"mini_world_{skill}"]] == pytest.approx(direct, rel=1e-5)
 
 
 class Answering(LlamaForCausalLM):
@@ -312,11 +304,7 @@ def test_result_is_json(llama, tokenizer):
     assert json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False)) == dataclasses.asdict(result)
     assert result.lm_eval_version and result.task_versions["mini_world_sort"] == 1.0
     sample = result.samples["mini_world_sort"][0]
-    assert (
-        sample["doc"]["prompt"]
-        == sample["arguments"][0][0]
-        == mini_world.items("sort", "test", 1, 0)[0].prompt
-    )
+    assert sample["doc"]["prompt"] == sample["arguments"][0][0] == mini_world.items("sort", "test", 1, 0)[0].prompt
 
 
 def test_samples_can_be_left_out(llama, tokenizer):
@@ -327,9 +315,7 @@ def test_batches_do_not_matter(llama, tokenizer):
     scored = TaskRequest("mini_world_word_problems", limit=6), TaskRequest("mini_world_reverse", limit=6)
     one, many = (run(llama, tokenizer, *scored, batch_size=size) for size in (1, 6))
     assert one.metrics["mini_world_reverse"] == pytest.approx(many.metrics["mini_world_reverse"], rel=1e-5)
-    responses = [
-        [sample["resps"] for sample in result.samples["mini_world_word_problems"]] for result in (one, many)
-    ]
+    responses = [[sample["resps"] for sample in result.samples["mini_world_word_problems"]] for result in (one, many)]
     assert responses[0] == responses[1]
 
 
@@ -344,9 +330,7 @@ def test_metadata_chooses_items_and_reaches_no_other_request(copier, tokenizer):
         TaskRequest("mini_world_reverse", limit=4),
         TaskRequest("mini_world_relabelled_copy_hard", metadata={"count": 3}),
     )
-    prompts = {
-        task: [sample["doc"]["prompt"] for sample in samples] for task, samples in result.samples.items()
-    }
+    prompts = {task: [sample["doc"]["prompt"] for sample in samples] for task, samples in result.samples.items()}
     assert prompts == {
         "mini_world_copy": [item.prompt for item in mini_world.items("copy", "validation", 4, 5)],
         "mini_world_reverse": [item.prompt for item in mini_world.items("reverse", "test", 4, 0)],
@@ -399,9 +383,9 @@ def test_fewshot_is_set_per_task(copier, tokenizer, fewshot_tasks, caplog):
         "fixed: num_fewshot stays 0, which the task fixes, instead of 5"
     ]
     assert run(copier, tokenizer, "free", include_path=fewshot_tasks).num_fewshot == {"free": 0}
-    assert run(
-        copier, tokenizer, TaskRequest("three", num_fewshot=0), include_path=fewshot_tasks
-    ).num_fewshot == {"three": 0}
+    assert run(copier, tokenizer, TaskRequest("three", num_fewshot=0), include_path=fewshot_tasks).num_fewshot == {
+        "three": 0
+    }
 
 
 def test_fewshot_examples_depend_on_the_seed_only(copier, tokenizer, fewshot_tasks):
@@ -428,9 +412,7 @@ def test_cut_prompts_of_scored_answers(copier, tokenizer, caplog, max_length, cu
     assert result.cut_prompts == {"mini_world_copy": cut}
     assert len(caplog.records) == (cut > 0)
     if cut:
-        assert caplog.messages == [
-            "mini_world_copy: 4 of 4 prompts were cut from the left to fit into 14 tokens"
-        ]
+        assert caplog.messages == ["mini_world_copy: 4 of 4 prompts were cut from the left to fit into 14 tokens"]
 
 
 def test_bos_counts_as_a_token(copier):
@@ -455,9 +437,7 @@ def test_cut_prompts_are_counted_by_task_and_document(tmp_path, copier, tokenize
 def test_answers_that_do_not_fit_at_all(tmp_path, llama, copier, tokenizer):
     with pytest.raises(ValueError, match="answer of mini_world_copy has 5 tokens, it must have at most 4"):
         run(copier, tokenizer, "mini_world_copy", max_length=4)
-    with pytest.raises(
-        ValueError, match="mini_world_word_problems generates up to 32 tokens, it must be less than 32"
-    ):
+    with pytest.raises(ValueError, match="mini_world_word_problems generates up to 32 tokens, it must be less than 32"):
         run(llama, tokenizer, "mini_world_word_problems", max_length=32)
 
 
@@ -470,9 +450,7 @@ def test_answers_that_do_not_fit_at_all(tmp_path, llama, copier, tokenizer):
     [(True, "ab", 1), (True, "<bos>ab", 1), (False, "ab", 0), (False, "<bos>ab", 1)],
 )
 def test_never_two_bos(tmp_path, llama, kind, add_bos, prompt, expected):
-    write_task(
-        tmp_path, kind, [{"prompt": prompt, "answer": "cd"}], {"scored": SCORED, "generated": GENERATED}[kind]
-    )
+    write_task(tmp_path, kind, [{"prompt": prompt, "answer": "cd"}], {"scored": SCORED, "generated": GENERATED}[kind])
     seen = []
     hook = llama.register_forward_pre_hook(
         lambda module, arguments, keywords: seen.append(
@@ -493,10 +471,7 @@ def test_never_two_bos(tmp_path, llama, kind, add_bos, prompt, expected):
 
 
 def gsm8k_rows(numbers):
-    return [
-        {"question": f"{number} and 1?", "answer": f"It is {number + 1}.\n#### {number + 1}"}
-        for number in numbers
-    ]
+    return [{"question": f"{number} and 1?", "answer": f"It is {number + 1}.\n#### {number + 1}"} for number in numbers]
 
 
 @pytest.mark.parametrize("place", ["gsm8k", "openai/gsm8k", "gsm8k/main"])
@@ -554,9 +529,7 @@ def test_set_without_a_usable_copy_comes_from_the_hub(tmp_path, llama, tokenizer
     ]
 
 
-@pytest.mark.skipif(
-    "RETABLE_DATA" not in os.environ, reason="RETABLE_DATA does not say where the real data is"
-)
+@pytest.mark.skipif("RETABLE_DATA" not in os.environ, reason="RETABLE_DATA does not say where the real data is")
 def test_real_gsm8k(tokenizer):
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**config().to_dict(), "max_position_embeddings": 1024}))

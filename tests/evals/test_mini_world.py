@@ -259,9 +259,7 @@ def test_bad_pretraining_count() -> None:
 
 def test_importing_the_module_imports_neither_torch_nor_datasets() -> None:
     program = "import sys, evals.mini_world; print({'torch', 'datasets', 'numpy'} & set(sys.modules))"
-    output = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output == "set()\n"
 
 

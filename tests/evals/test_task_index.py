@@ -175,9 +175,7 @@ def test_unknown_task_names_the_nearest():
 
 
 def test_missing_include_path(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"evaluation\.include_path must name existing folders, got .*nowhere"
-    ):
+    with pytest.raises(ValueError, match=r"evaluation\.include_path must name existing folders, got .*nowhere"):
         check_tasks(["gsm8k"], tmp_path / "nowhere")
 
 
@@ -298,9 +296,7 @@ def test_no_request():
 
 
 def test_unknown_metadata():
-    check_requests(
-        [TaskRequest("mini_world_general", metadata={"split": "validation", "count": 3, "seed": 1})]
-    )
+    check_requests([TaskRequest("mini_world_general", metadata={"split": "validation", "count": 3, "seed": 1})])
     with pytest.raises(
         ValueError, match=r"mini_world_copy\.metadata must have keys out of split, count, seed, got 'skill'"
     ):
@@ -315,16 +311,12 @@ def test_metadata_of_foreign_custom_data_is_free(tmp_path):
 
 
 def test_task_asked_for_twice():
-    with pytest.raises(
-        ValueError, match="once, got mini_world_sort in mini_world_general and mini_world_sort"
-    ):
+    with pytest.raises(ValueError, match="once, got mini_world_sort in mini_world_general and mini_world_sort"):
         check_requests([TaskRequest("mini_world_general"), TaskRequest("mini_world_sort")])
 
 
 def test_unsafe_task_must_be_confirmed():
-    with pytest.raises(
-        ValueError, match=r"evaluation\.confirm_run_unsafe_code must be true for mbpp, .*, got false"
-    ):
+    with pytest.raises(ValueError, match=r"evaluation\.confirm_run_unsafe_code must be true for mbpp, .*, got false"):
         check_requests([TaskRequest("mbpp")])
     check_requests([TaskRequest("mbpp")], confirm_run_unsafe_code=True)
 

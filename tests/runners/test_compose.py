@@ -232,7 +232,7 @@ def test_parent_is_checked_too(composer: Path, named: str, message: str) -> None
 
 def test_parents_must_not_go_in_a_circle(composer: Path) -> None:
     named = 'model.from_run=["model=mini","seed=1"]'
-    inner = "model.from_run=[\"model=hf\",\"model.from_run=['model=hf']\"]"
+    inner = 'model.from_run=["model=hf","model.from_run=[\'model=hf\']"]'
     run_spec(["model=hf", named, "method=untrained", "evaluation=none"])  # mini leads to a run with random weights
     assert "model.from_run" in refusal(inner, base=("model=hf", "evaluation=none"))
 
@@ -411,7 +411,9 @@ def test_local_copy_of_a_hub_set_enters_by_content(composer: Path) -> None:
     local = spec("dataset.data_root=data", base=base).identity
     (folder / "train.jsonl").write_text('{"question": "1+1?", "answer": "3"}\n')
     assert len({hub, local, spec("dataset.data_root=data", base=base).identity}) == 3
-    with pytest.raises(UserError, match="dataset.split=tset: the local copy of openai/gsm8k below data has only train"):
+    with pytest.raises(
+        UserError, match=r"dataset\.split=tset: the local copy of openai/gsm8k below data has only train"
+    ):
         _ = spec("dataset.data_root=data", "dataset.split=tset", base=base).identity
 
 

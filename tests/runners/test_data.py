@@ -246,5 +246,5 @@ def test_file_that_is_no_json(folder: Path) -> None:
 
 
 def test_hub_set_that_cannot_be_reached(folder: Path) -> None:
-    with pytest.raises(UserError, match="^dataset.path=nobody/nothing: cannot be loaded: "):
+    with pytest.raises(UserError, match=r"^dataset\.path=nobody/nothing: cannot be loaded: "):
         load_rows(settings(source="hub", path="nobody/nothing"))

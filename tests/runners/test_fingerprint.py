@@ -73,9 +73,7 @@ def test_editing_what_a_method_builds_on_changes_both(sources: Path) -> None:
         ("methods/kinds/causal.py", "import torch\n", "import torch\nchanged = 1\n"),
     ],
 )
-def test_editing_engine_data_or_evaluation_changes_every_method(
-    sources: Path, module: str, old: str, new: str
-) -> None:
+def test_editing_engine_data_or_evaluation_changes_every_method(sources: Path, module: str, old: str, new: str) -> None:
     before = fingerprints()
     edit(sources / module, old, new)
     after = fingerprints()
@@ -87,7 +85,11 @@ def test_editing_engine_data_or_evaluation_changes_every_method(
     [
         ("methods/finetune/flow.py", '"""FLOW: fine-tune on', '"""Another docstring. FLOW: fine-tune on'),
         ("methods/finetune/flow.py", "class Flow(Sft):\n", "class Flow(Sft):\n    # a comment\n\n"),
-        ("methods/finetune/flow.py", "(losses_n: Losses, temperature: float)", "(\n    losses_n: Losses,\n    temperature: float\n)"),
+        (
+            "methods/finetune/flow.py",
+            "(losses_n: Losses, temperature: float)",
+            "(\n    losses_n: Losses,\n    temperature: float\n)",
+        ),
         ("runners/training.py", '"""The one training loop', '"""The training loop'),
         # What only shows or keeps a result.
         ("runners/tracker.py", "import", "changed = 1\nimport"),
@@ -123,7 +125,9 @@ def tasks(tmp_path: Path) -> Path:
     for name in ("mine", "other"):
         folder = tmp_path / "tasks" / name
         folder.mkdir(parents=True)
-        (folder / f"{name}.yaml").write_text(f"# A task.\ntask: {name}_task\nrepeats: 1\nprocess: !function code.score\n")
+        (folder / f"{name}.yaml").write_text(
+            f"# A task.\ntask: {name}_task\nrepeats: 1\nprocess: !function code.score\n"
+        )
         (folder / "code.py").write_text("def score(x):\n    return x\n")
     return tmp_path / "tasks"
 

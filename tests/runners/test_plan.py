@@ -101,9 +101,7 @@ def test_claims_and_published_entries_of_rows_not_shown_are_left_out(words: list
 
 def test_without_an_experiment_the_cross_product_is_the_table() -> None:
     (plan,) = plans(["method=finetune/sft,untrained", "seed=1,2", "training.steps=3"])
-    assert cells(plan) == [
-        (f"method={method}", seed) for method in ("finetune/sft", "untrained") for seed in (1, 2)
-    ]
+    assert cells(plan) == [(f"method={method}", seed) for method in ("finetune/sft", "untrained") for seed in (1, 2)]
     assert plan.experiment["name"] == "runs"
     assert all("training.steps=3" in cell.overrides for cell in plan.cells)
 

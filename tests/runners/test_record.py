@@ -98,7 +98,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_a_damaged_result_is_named(spec: RunSpec) -> None:
     spec.folder.mkdir(parents=True)
     (spec.folder / "result.json").write_text('{"metrics": ')
-    with pytest.raises(UserError, match="result.json: must be a result as it was written"):
+    with pytest.raises(UserError, match=r"result\.json: must be a result as it was written"):
         status(spec)
 
 

@@ -150,7 +150,9 @@ def test_adamw_is_read_without_torch() -> None:
     assert target.parameters is not None
     assert {"lr", "betas", "eps", "weight_decay"} <= set(target.parameters)
     assert target.parameters["weight_decay"] is float
-    code = "import sys; from runners.signatures import read; read('torch.optim.AdamW'); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from runners.signatures import read; read('torch.optim.AdamW'); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -183,7 +185,10 @@ def test_module_path_finds_modules_packages_and_nothing(package: str, tmp_path: 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("methods.finetune.flow.Flwo", r"_target_=methods.finetune.flow.Flwo: the module has no such class \(nearest: Flow"),
+        (
+            "methods.finetune.flow.Flwo",
+            r"_target_=methods.finetune.flow.Flwo: the module has no such class \(nearest: Flow",
+        ),
         ("methods.finetune.flwo.Flow", "_target_=methods.finetune.flwo: no such module"),
         ("Flow", "_target_=Flow: must be a dotted path to a class"),
     ],

@@ -75,9 +75,7 @@ def test_paired_p_by_hand():
     assert test.mean == pytest.approx(14 / 3)
     assert test.p_value == pytest.approx(1 - 7 / math.sqrt(51))
     # Against a margin of 4, t = (14/3 - 4) / (2/3) = 1.
-    assert paired_test([5.0, 6.0, 9.0], [1.0, 2.0, 3.0], margin=4.0).p_value == pytest.approx(
-        1 - 1 / math.sqrt(3)
-    )
+    assert paired_test([5.0, 6.0, 9.0], [1.0, 2.0, 3.0], margin=4.0).p_value == pytest.approx(1 - 1 / math.sqrt(3))
 
 
 def test_paired_test_agrees_with_scipys_related_samples():
@@ -127,9 +125,7 @@ def test_holm_is_the_closed_bonferroni_test(p_values):
     # Marcus, Peritz and Gabriel: reject i when every intersection that holds i is rejected (by Bonferroni).
     everything = range(len(p_values))
     subsets = [s for size in range(1, len(p_values) + 1) for s in itertools.combinations(everything, size)]
-    closed = [
-        max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets if i in s) for i in everything
-    ]
+    closed = [max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets if i in s) for i in everything]
     assert holm(p_values) == pytest.approx(closed)
 
 

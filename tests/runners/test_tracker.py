@@ -305,9 +305,7 @@ def test_a_frozen_service_does_not_hold_up_the_run(
     assert all(process.status() == psutil.STATUS_ZOMBIE for process in services())
 
 
-def test_a_folder_that_cannot_be_written_is_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with open_in(tmp_path / "file" / "run") as run:
         run.log({"loss": 1.0}, step=1)
