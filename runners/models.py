@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from evals.byte_tokenizer import byte_tokenizer
-from runners.errors import UserError
+from runners.errors import UserError, nearest
 
 # Its bars for reading and writing weights end up in the middle of ours.
 transformers_logging.disable_progress_bar()
@@ -67,7 +68,7 @@ def load_model(
         "dtype": getattr(torch, dtype or settings["dtype"]),
     }
     if settings["architecture"] is not None:
-        model = _random(loader, settings, options)
+        model = _random(loader, settings, vocabulary, options)
     else:
         source = str(parent / "model") if parent else settings["id"]
         try:
@@ -88,21 +89,54 @@ def load_model(
     return model.train()
 
 
-def _random(loader: Any, settings: Mapping[str, Any], options: dict[str, Any]) -> Any:
+def architecture(settings: Mapping[str, Any]) -> Any:
+    """The `transformers` configuration that `model.architecture` describes.
+
+    Raises:
+        UserError: unknown model type or key, or values that its class refuses.
+    """
     arguments = {key: value for key, value in settings["architecture"].items() if key != "model_type"}
     model_type = settings["architecture"]["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(
+            f"model.architecture.model_type={model_type}: transformers knows no such type"
+            f"{nearest(model_type, CONFIG_MAPPING.keys())}"
+        )
+    known = AutoConfig.for_model(model_type).to_dict()
+    for key, value in arguments.items():
+        if key not in known:
+            raise UserError(
+                f"model.architecture.{key}={value}: a {model_type} configuration has no such key{nearest(key, known)}"
+            )
     try:
-        config = AutoConfig.for_model(model_type, **arguments)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model.architecture.model_type={model_type}: {_first_line(error)}") from error
+        return AutoConfig.for_model(model_type, **arguments)
+    except Exception as error:  # transformers' validators raise types of their own
+        rule = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        raise UserError(f"model.architecture: {rule}") from error
+
+
+def _random(loader: Any, settings: Mapping[str, Any], vocabulary: int, options: dict[str, Any]) -> Any:
+    config = architecture(settings)
+    if config.vocab_size < vocabulary:
+        raise UserError(f"model.architecture.vocab_size={config.vocab_size}: the tokenizer has {vocabulary} tokens")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["init_seed"])
         return loader.from_config(config, **options)
 
 
-def context_length(model_or_config: Any) -> int:
-    """Tokens the model takes at most (from its configuration)."""
-    config = getattr(model_or_config, "config", model_or_config)
+def context_length(settings: Mapping[str, Any], parent: Path | None) -> int:
+    """Tokens that the model of `model:` settings takes at most, from its configuration alone."""
+    if settings["architecture"] is not None:
+        config = architecture(settings)
+    else:
+        source = str(parent / "model") if parent else settings["id"]
+        revision = settings["revision"] if not parent else None
+        try:
+            config = AutoConfig.from_pretrained(
+                source, revision=revision, trust_remote_code=settings["trust_remote_code"]
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.id={source}: cannot be loaded: {_first_line(error)}") from error
     return int(getattr(config, "max_position_embeddings", None) or 2048)
 
 

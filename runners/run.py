@@ -215,20 +215,7 @@ class RunContext:
 
     @cached_property
     def _context_length(self) -> int:
-        from transformers import AutoConfig
-
-        settings = self.config["model"]
-        if settings["architecture"]:
-            return context_length(AutoConfig.for_model(**settings["architecture"]))
-        source = str(self.parent / "model") if self.parent else settings["id"]
-        try:
-            return context_length(
-                AutoConfig.from_pretrained(
-                    source, revision=settings["revision"], trust_remote_code=settings["trust_remote_code"]
-                )
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.id={source}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        return context_length(self.config["model"], self.parent)
 
     @property
     def examples(self) -> int:

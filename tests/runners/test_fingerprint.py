@@ -1,6 +1,7 @@
 """What makes a done run stale, and what does not."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,27 +14,46 @@ from tests.command import METHOD, UNTRAINED, forget_sources, write_plugin
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def sources(tmp_path: Path, clean_path: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of our packages that may be edited, read in place of the installed ones."""
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of our packages that may be edited."""
+    folder = tmp_path_factory.mktemp("sources")
     for package in ("methods", "runners", "evals"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
-    def module_path(module: str) -> Path | None:
-        base = tmp_path.joinpath(*module.split("."))
+
+class Sources:
+    """The copy, read in place of the installed packages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.before: dict[Path, str] = {}
+
+    def module_path(self, module: str) -> Path | None:
+        base = self.folder.joinpath(*module.split("."))
         return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
-    monkeypatch.setattr(signatures, "module_path", module_path)
-    monkeypatch.setattr(fingerprint, "module_path", module_path)
-    signatures._tree.cache_clear()
-    return tmp_path
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.folder / name
+        text = self.before.setdefault(path, path.read_text())
+        assert old in text, f"{name} no longer has {old!r}"
+        path.write_text(text.replace(old, new, 1))
+        signatures._tree.cache_clear()
+
+    def put_back(self) -> None:
+        for path, text in self.before.items():
+            path.write_text(text)
 
 
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text, f"{path} no longer has {old!r}"
-    path.write_text(text.replace(old, new))
+@pytest.fixture
+def sources(copied: Path, clean_path: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sources]:
+    found = Sources(copied)
+    monkeypatch.setattr(signatures, "module_path", found.module_path)
+    monkeypatch.setattr(fingerprint, "module_path", found.module_path)
     signatures._tree.cache_clear()
+    yield found
+    found.put_back()
 
 
 def fingerprints() -> dict[str, str]:
@@ -46,20 +66,20 @@ def test_order_of_keys_does_not_matter() -> None:
     assert of_data({"a": 1}) != of_data({"a": True}) and of_data({"a": None}) != of_data({})
 
 
-def test_methods_differ(sources: Path) -> None:
+def test_methods_differ(sources: Sources) -> None:
     assert len(set(fingerprints().values())) == 2
 
 
-def test_editing_a_method_changes_it_and_no_other(sources: Path) -> None:
+def test_editing_a_method_changes_it_and_no_other(sources: Sources) -> None:
     before = fingerprints()
-    edit(sources / "methods/finetune/flow.py", "np.exp(-losses_n / temperature)", "np.exp(-losses_n * temperature)")
+    sources.edit("methods/finetune/flow.py", "np.exp(-losses_n / temperature)", "np.exp(-losses_n * temperature)")
     after = fingerprints()
     assert after["flow"] != before["flow"] and after["sft"] == before["sft"]
 
 
-def test_editing_what_a_method_builds_on_changes_both(sources: Path) -> None:
+def test_editing_what_a_method_builds_on_changes_both(sources: Sources) -> None:
     before = fingerprints()
-    edit(sources / "methods/finetune/sft.py", "Loss(-self", "Loss(-2 * self")
+    sources.edit("methods/finetune/sft.py", "Loss(-self", "Loss(-2 * self")
     after = fingerprints()
     assert after["flow"] != before["flow"] and after["sft"] != before["sft"]
 
@@ -73,9 +93,11 @@ def test_editing_what_a_method_builds_on_changes_both(sources: Path) -> None:
         ("methods/kinds/causal.py", "import torch\n", "import torch\nchanged = 1\n"),
     ],
 )
-def test_editing_engine_data_or_evaluation_changes_every_method(sources: Path, module: str, old: str, new: str) -> None:
+def test_editing_engine_data_or_evaluation_changes_every_method(
+    sources: Sources, module: str, old: str, new: str
+) -> None:
     before = fingerprints()
-    edit(sources / module, old, new)
+    sources.edit(module, old, new)
     after = fingerprints()
     assert after["flow"] != before["flow"] and after["sft"] != before["sft"]
 
@@ -100,19 +122,15 @@ def test_editing_engine_data_or_evaluation_changes_every_method(sources: Path, m
         ("methods/untrained.py", "return {}", "return {'a': 1.0}"),
     ],
 )
-def test_comments_layout_and_neutral_modules_do_not_count(sources: Path, module: str, old: str, new: str) -> None:
+def test_comments_layout_and_neutral_modules_do_not_count(sources: Sources, module: str, old: str, new: str) -> None:
     before = fingerprints()
-    path = sources / module
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    signatures._tree.cache_clear()
+    sources.edit(module, old, new)
     assert fingerprints() == before
 
 
-def test_a_string_that_is_no_docstring_counts(sources: Path) -> None:
+def test_a_string_that_is_no_docstring_counts(sources: Sources) -> None:
     before = fingerprints()
-    edit(sources / "methods/finetune/flow.py", '"flow/temperature"', '"flow/tau"')
+    sources.edit("methods/finetune/flow.py", '"flow/temperature"', '"flow/tau"')
     assert fingerprints()["flow"] != before["flow"]
 
 

@@ -141,7 +141,7 @@ def test_parameters_of_init_have_the_types_that_are_built_in(package: str) -> No
             "fused": bool | None,
             "shape": Any,
             "mode": Any,
-        } or parameters == {**parameters, "betas": tuple[float, "Tensor | float"]}
+        } or parameters == {**parameters, "betas": tuple[float, "Tensor | float"]}  # noqa: F821
     assert read(f"{package}.own.Anything").parameters is None
 
 
