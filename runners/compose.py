@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,22 @@ class RunSpec:
         return decides
 
 
-def run_spec(overrides: list[str], *, children: tuple[str, ...] = ()) -> RunSpec:
+Composed = tuple[DictConfig, dict[str, str]]  # a configuration, and the choice made in each group
+
+
+def run_spec(overrides: list[str], *, composed: Composed | None = None, children: tuple[str, ...] = ()) -> RunSpec:
     """Compose and check the run that `overrides` name (its experiment's row included).
+
+    Args:
+        overrides: what names the run.
+        composed: what Hydra has already made of them.
+        children: the runs, by what names them, of which this one is a parent.
 
     Raises:
         UserError: anything wrong with it.
     """
     overrides = expand(plugin_overrides(without(overrides, "job")))
-    config, chosen = _compose(overrides)
+    config, chosen = composed or _compose(tuple(overrides))
     checked = check(config)
     parent = None
     if checked["model"]["from_run"] is not None:
@@ -144,14 +152,14 @@ def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, .
         raise UserError(f"model.from_run={named}: {error}") from error
 
 
-def _compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
-    check_choices(overrides)
+@lru_cache(maxsize=64)  # all the cells of a table have the same few parents
+def _compose(overrides: tuple[str, ...]) -> Composed:
+    check_choices(list(overrides))
     try:
-        config = compose("config", overrides=overrides, return_hydra_config=True)
+        config = compose("config", overrides=list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from error
-    chosen = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
-    return config, chosen
+    return config, {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
 
 
 def check(config: DictConfig) -> dict[str, Any]:

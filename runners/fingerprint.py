@@ -205,36 +205,46 @@ def _hub_revision(name: str, revision: str | None, kind: str) -> str:
     return reference.read_text().strip() if reference.is_file() else wanted
 
 
+# Whose versions a result depends on.
+_PACKAGES = (
+    "datasets",
+    "deepspeed",
+    "hydra-core",
+    "lm_eval",
+    "numpy",
+    "omegaconf",
+    "peft",
+    "retable",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "wandb",
+)
+
+
 def environment() -> dict[str, Any]:
     """Versions, hardware and commit, for environment.json."""
     import platform
     import subprocess
-    from importlib.metadata import distributions
+    from importlib.metadata import PackageNotFoundError, version
 
     def git(*words: str) -> str | None:
-        folder = Path(__file__).parent
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:  # no git here
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    wanted = {
-        "torch",
-        "transformers",
-        "datasets",
-        "deepspeed",
-        "lm_eval",
-        "wandb",
-        "hydra-core",
-        "omegaconf",
-        "peft",
-        "tokenizers",
-        "numpy",
-        "retable",
-    }
-    packages = {item.name: item.version for item in distributions() if item.name in wanted}
-    try:
-        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    except OSError:  # no git here
-        commit, dirty = None, False
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    # An installed copy may lie inside somebody else's repository.
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit, dirty = (git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))) if tracked else (None, False)
     processor = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "")
     return {
         "git": {"commit": commit, "dirty": dirty},

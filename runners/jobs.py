@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runners import record
-from runners.compose import RunSpec, run_spec
+from runners.compose import Composed, RunSpec, run_spec
 from runners.errors import UserError
 from runners.experiment import Experiment
 from runners.measurements import CellRun
@@ -18,8 +18,14 @@ log = logging.getLogger(__name__)
 Checked = list[tuple[Plan, list[RunSpec]]]
 
 
-def start(job: str, overrides: list[str], *, in_sweep: bool = False) -> None:
-    """Do one job for the composed overrides of a command; inside a sweep its table shows the results.
+def start(job: str, overrides: list[str], composed: Composed | None = None, *, in_sweep: bool = False) -> None:
+    """Do one job for the overrides of a command; inside a sweep its table shows the results.
+
+    Args:
+        job: run, table or list.
+        overrides: the command's, as they were typed; a run's with those of its row.
+        composed: what Hydra has made of the overrides of a run.
+        in_sweep: whether it is a cell of a sweep.
 
     Raises:
         UserError: whatever is wrong with what was asked for.
@@ -33,7 +39,7 @@ def start(job: str, overrides: list[str], *, in_sweep: bool = False) -> None:
             if table(plan, specs) is None:
                 raise UserError(f"job=table: no run of {plan.experiment['name']} is done and measured")
     elif job == "run":
-        spec = run_spec(overrides)
+        spec = run_spec(overrides, composed=composed)
         result = record.read_result(spec.folder)
         if result is None or _runs(spec):
             from runners.run import run

@@ -75,9 +75,11 @@ def _run_hydra(config: DictConfig) -> None:
 
     from runners.jobs import start
 
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    choices = {str(group): str(choice) for group, choice in hydra_config.runtime.choices.items()}
     try:
-        start(config.job, list(HydraConfig.get().overrides.task), in_sweep=in_sweep)
+        start(config.job, list(hydra_config.overrides.task), (config, choices), in_sweep=in_sweep)
     except UserError as error:
         if in_sweep:
             raise  # the sweep goes on with its other cells

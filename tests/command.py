@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
-from runners import main, signatures
+from runners import compose, main, signatures
 
 # A run that trains in a second; without tracker and evaluation.
 TINY = (
@@ -70,7 +70,7 @@ def _undisturbed(argv: list[str]) -> Iterator[None]:
 
 def forget_sources() -> None:
     """Drop what was read of source files: a test has edited them, or made a module of a name used before."""
-    for read in (signatures.module_path, signatures._tree, signatures._dataclass):
+    for read in (signatures.module_path, signatures._tree, signatures._dataclass, compose._compose):
         read.cache_clear()
 
 

@@ -230,11 +230,28 @@ def test_parent_is_checked_too(composer: Path, named: str, message: str) -> None
     assert refusal("model=mini", f"model.from_run={value}", base=("evaluation=none",)).startswith(message)
 
 
-def test_parents_must_not_go_in_a_circle(composer: Path) -> None:
-    named = 'model.from_run=["model=mini","seed=1"]'
-    inner = 'model.from_run=["model=hf","model.from_run=[\'model=hf\']"]'
-    run_spec(["model=hf", named, "method=untrained", "evaluation=none"])  # mini leads to a run with random weights
-    assert "model.from_run" in refusal(inner, base=("model=hf", "evaluation=none"))
+CIRCLE = """# @package experiment
+name: tried/circle
+title: A run that starts from itself
+rows:
+  only: {overrides: [model=hf, method=untrained, evaluation=none, 'model.from_run=["experiment=tried/circle"]']}
+scales:
+  mini: {setting: ours, seeds: [1]}
+columns: {}
+"""
+
+
+def test_parents_must_not_go_in_a_circle(composer: Path, plugin: Path) -> None:
+    (plugin / "conf" / "experiment" / "tried" / "circle.yaml").write_text(CIRCLE)
+    message = refusal(base=(f"plugins={plugin}", "experiment=tried/circle"))
+    assert message.endswith("model.from_run=['experiment=tried/circle']: must not lead back to the run itself")
+
+
+def test_a_parent_may_have_a_parent(composer: Path) -> None:
+    named = 'model.from_run=["model=mini","method=untrained","evaluation=none"]'
+    run = run_spec(["model=hf", named, "method=untrained", "evaluation=none"])
+    assert run.parent is not None and run.parent.parent is not None
+    assert run.parent.parent.experiment == "mini/pretraining"
 
 
 def test_model_without_weights_is_refused(composer: Path) -> None:
