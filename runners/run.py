@@ -119,6 +119,7 @@ def _execute(spec: RunSpec) -> dict[str, Any]:
                 "tasks": evaluation.task_versions,
                 "num_fewshot": evaluation.num_fewshot,
                 "groups": evaluation.groups,
+                "higher_is_better": evaluation.higher_is_better,
             },
             "method_metrics": method_metrics,
             "seconds": seconds,
