@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.command import TINY, retable
+from tests.command import TINY, retable, write_plugin
 
 DATA = os.environ.get("RETABLE_DATA")
 MEASURED = [word for word in TINY if word != "evaluation=none"]
@@ -193,3 +193,38 @@ def test_real_gsm8k_through_lm_evals_own_task():
     assert {"exact_match,strict-match", "exact_match,flexible-extract"} <= set(metrics)
     assert result["samples"]["gsm8k"] == {"original": 1319, "effective": 2}
     assert result["evaluation"]["num_fewshot"]["gsm8k"] == 5
+
+
+WITH_REFERENCE = '''"""A private method with a frozen role."""
+
+from methods.finetune.sft import Sft, SftConfig
+from methods.objective import Loss
+
+
+class Mine(Sft):
+    """SFT that also reports how far the policy is from the frozen reference."""
+
+    config: SftConfig
+    frozen = ("reference",)
+
+    def loss(self, roles, batch):
+        policy = self.kind.token_logps(roles["policy"], batch)
+        reference = self.kind.token_logps(roles["reference"], batch)
+        assert policy.requires_grad and not reference.requires_grad
+        return Loss(-policy.sum(), {"gap": (policy - reference).detach().abs().sum()})
+'''
+
+
+@pytest.mark.parametrize("engine", ["default", "zero3"])
+def test_a_frozen_role_stays_as_it_was_loaded(tmp_path, engine):
+    plugin = write_plugin(tmp_path / "plugin", module=f"reference_{engine}", method=WITH_REFERENCE)
+    yaml = plugin / f"conf/method/private/reference_{engine}.yaml"
+    yaml.write_text(yaml.read_text().replace("scale: 1.0\n", ""))
+    ended = retable(*TINY, f"plugins={plugin}", f"method=private/reference_{engine}", f"engine={engine}",
+                    "training.steps=3",
+                    "training.log_every=1", "optimizer.lr=1e-2", "training.warmup_ratio=0")  # fmt: skip
+    assert ended.code == 0, ended.err
+    lines = (only_run() / "metrics.jsonl").read_text().splitlines()
+    gaps = [json.loads(line)["train/gap"] for line in lines]
+    assert gaps[0] == pytest.approx(0, abs=1e-5), "both start from the same weights"
+    assert gaps[2] > gaps[1] > 1e-3, "only the policy moves"
