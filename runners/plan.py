@@ -25,6 +25,21 @@ from runners.expand import (
 
 Assignment = tuple[str, str]  # key, value
 
+# Overrides of an experiment that change where and how fast it runs, not what it measures.
+_NO_OTHER_RESULT = (
+    "engine=zero",
+    "engine.zero_stage=",
+    "engine.offload=",
+    "engine.threads=",
+    "engine.activation_checkpointing=",
+    "evaluation.batch_size=",
+    "evaluation.confirm_run_unsafe_code=",
+    "evaluation.data_root=",
+    "training.micro_batch_size=",
+    "training.checkpoint_every=",
+    "training.log_every=",
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -135,6 +150,11 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
     if seeds:
         experiment["scales"] = {**experiment["scales"], scale: {**experiment["scales"][scale], "seeds": seeds}}
     _keep_what_fits(experiment, rows)
+    if any(not word.startswith(_NO_OTHER_RESULT) for word in changed):
+        # Published for the experiment as it stands: beside another setting it is shown, and not comparable.
+        experiment["published"] = [
+            {**entry, "scale": f"{entry.get('scale', 'full')}, unchanged"} for entry in experiment["published"]
+        ]
     variant = hashlib.sha256(" ".join(sorted(changed)).encode()).hexdigest()[:8] if changed else ""
     return Plan(experiment, scale, list(cells.values()), variant)
 

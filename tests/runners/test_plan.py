@@ -176,3 +176,11 @@ def test_without_evaluation_the_training_loss_is_the_column() -> None:
     bare = {**RESULT, "metrics": {}, "evaluation": {}}
     assert list(main_columns([bare])) == ["loss"]
     assert main_columns([{"method_metrics": {}, "metrics": {}, "evaluation": {}}]) == {}
+
+
+def test_published_numbers_are_not_comparable_with_another_setting() -> None:
+    full = ["experiment=flow/language", "scale=full", "evaluation.confirm_run_unsafe_code=true"]
+    (own,) = plans([*full, "training.micro_batch_size=1"])
+    assert {entry["scale"] for entry in own.experiment["published"]} == {"full"}
+    (other,) = plans([*full, "model=llama_3_2_3b"])
+    assert {entry["scale"] for entry in other.experiment["published"]} == {"full, unchanged"}
