@@ -87,7 +87,11 @@ class RunSpec:
 
     @property
     def folder(self) -> Path:
-        return Path(self.config["outputs"]) / self.experiment / self.name
+        return self.folder_below(self.config["outputs"])
+
+    def folder_below(self, outputs: str) -> Path:
+        """The run's folder below a folder like `outputs`."""
+        return Path(outputs).expanduser() / self.experiment / self.name
 
     def _what_decides(self) -> dict[str, Any]:
         decides: dict[str, Any] = {"seed": self.seed}

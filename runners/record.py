@@ -17,30 +17,42 @@ from typing import Any
 
 import yaml
 
+from runners import lock
 from runners.compose import RunSpec
 from runners.errors import UserError
 
 
 @dataclass(frozen=True)
 class Status:
-    """State of a run: done | stale | failed | missing, its result when done or stale, and why."""
+    """State of a run: done | stale | running | failed | missing.
+
+    result: when done or stale. reason: why it is not done; of a running one, who works on it. folder: where what is
+    known of it lies, its own or that of a copy in one of `runs_from`.
+    """
 
     state: str
+    folder: Path
     result: dict[str, Any] | None = None
     reason: str = ""
 
 
 def status(spec: RunSpec) -> Status:
-    """What is known of a run from its folder alone."""
-    result = read_result(spec.folder)
-    if result is not None:
-        if result.get("source") != spec.source:
-            return Status("stale", result, "the source of its method, evaluation or engine has changed")
-        return Status("done", result)
+    """What is known of a run from its folder alone, or from its folder below one of `runs_from`."""
+    folders = [spec.folder, *(spec.folder_below(root) for root in spec.config["runs_from"])]
+    results = [(folder, result) for folder in folders if (result := read_result(folder)) is not None]
+    for folder, result in results:
+        if result.get("source") == spec.source:
+            return Status("done", folder, result)
+    if results:
+        return Status("stale", *results[0], "the source of its method, evaluation or engine has changed")
+    who = lock.holder(spec.folder)
+    if who is not None:
+        return Status("running", spec.folder, None, str(who))
     failure = spec.folder / "failure.json"
     if failure.is_file():
-        return Status("failed", None, json.loads(failure.read_text())["error"])
-    return Status("missing", None, "it has not run")
+        return Status("failed", spec.folder, None, json.loads(failure.read_text())["error"])
+    begun = (spec.folder / "environment.json").is_file()
+    return Status("missing", spec.folder, None, "it was interrupted" if begun else "it has not run")
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -174,15 +174,41 @@ TARGETS = ("method", "optimizer")
 PARTS = ("adapter", "penalty", "mix")
 
 
+Job = Literal["run", "table", "list", "status", "plan", "diff", "export", "clean"]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Root:
     """The keys of `conf/config.yaml` that belong to no group."""
 
-    job: Literal["run", "table", "list"] = "run"
+    job: Job = "run"
     seed: NonNegativeInt = 1
     row: str | None = None
     outputs: Annotated[str, Field(min_length=1)] = "outputs"
-    keep: Literal["none", "last"] = "last"  # final weights: children (model.from_run) need `last`
+    runs_from: list[str] = field(default_factory=list)  # further folders like `outputs` whose done runs count
+    keep: Literal["none", "last", "best", "all"] = "last"  # children (model.from_run) need the final weights
+    best_metric: str = "train/loss"  # keep=best: the checkpoint at which this logged metric was best
+    best_is: Literal["lower", "higher"] = "lower"
     rerun: Literal["missing", "stale", "all"] = "missing"
+    changed: Literal["refuse", "accept"] = "refuse"  # a sweep typed again with another configuration
+    busy: Literal["wait", "fail"] = "wait"  # when another process is at work on the run
+    fail_fast: bool = False
+    processes: PositiveInt = 1  # workers on CPU cores
+    gpus: NonNegativeInt = 0  # of each node, one worker each; 0: CPU, or the one GPU that is there
+    nodes: PositiveInt = 1
+    debug: str | None = None
+    runs: list[str] = field(default_factory=list)  # job=diff, job=export: folders of runs
+    to: str | None = None  # job=export: the folder to write
     plugins: str | list[str] | None = None
     experiment: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpus and self.processes > 1:
+            raise ValueError(
+                f"must set one of processes ({self.processes}) and gpus ({self.gpus}): a GPU has one process"
+            )
+
+    @property
+    def workers_per_node(self) -> int:
+        """Processes that share a run on each node."""
+        return max(self.gpus, self.processes)

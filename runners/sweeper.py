@@ -35,13 +35,14 @@ class RowsSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run what `arguments` mean. Hydra calls this once per command."""
-        from runners import jobs
+        from runners import jobs, sweep
+        from runners.jobs import table
 
         job = value_of(arguments, "job", "run")
         if job != "run":
             return jobs.start(str(job), arguments)
-        checked = jobs.check_all(arguments)
-        todo = jobs.left_to_run(checked)
+        checked = sweep.check_all(arguments)
+        todo = sweep.left_to_run(checked)
         failed: list[str] = []
         if todo:
             log.info("%d of %d cells to run", len(todo), sum(len(plan.cells) for plan, _ in checked))
@@ -53,7 +54,7 @@ class RowsSweeper(Sweeper):
             ]
         try:
             for plan, specs in checked:
-                jobs.table(plan, specs)
+                table.build(plan, specs)
         finally:  # whatever becomes of the table, the failed cells are named
             if failed:
                 raise FailedCells("\n".join([f"{len(failed)} of {len(todo)} cells failed:", *failed]))

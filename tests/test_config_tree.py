@@ -20,7 +20,7 @@ from runners.expand import choices, config_roots, groups, load_experiment, seeds
 from runners.plan import plans
 from runners.schema import GROUPS, PARTS, TARGETS, Root
 from runners.signatures import config_class, read
-from runners.table import Experiment
+from runners.tables.table import Experiment
 
 ROOTS = config_roots([])
 CONF = ROOTS[0]

@@ -117,7 +117,7 @@ def test_editing_engine_data_or_evaluation_changes_every_method(
         ("runners/tracker.py", "import", "changed = 1\nimport"),
         ("runners/record.py", "import", "changed = 1\nimport"),
         ("runners/progress.py", "from rich", "changed = 1\nfrom rich"),
-        ("runners/table.py", "import", "changed = 1\nimport"),
+        ("runners/tables/table.py", "import", "changed = 1\nimport"),
         # A method that these do not use.
         ("methods/untrained.py", "return {}", "return {'a': 1.0}"),
     ],

@@ -6,8 +6,8 @@ import pytest
 
 from runners.errors import UserError
 from runners.expand import value_of
-from runners.experiment import Experiment
 from runners.plan import Plan, main_columns, numbers, plans
+from runners.tables.experiment import Experiment
 
 
 @pytest.fixture

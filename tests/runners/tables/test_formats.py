@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from runners.formats import as_rows, to_csv, to_latex, to_markdown, values_to_csv
-from tests.runners.shown_table import NASTY, table
+from runners.tables.formats import as_rows, to_csv, to_latex, to_markdown, values_to_csv
+from tests.runners.tables.shown_table import NASTY, table
 
 
 def read_csv(text):

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from runners.experiment import Claim
-from runners.measurements import Measurements, Sample, count, describe
-from runners.statistics import PairedTest, holm, paired_test
+from runners.tables.experiment import Claim
+from runners.tables.measurements import Measurements, Sample, count, describe
+from runners.tables.statistics import PairedTest, holm, paired_test
 
 SIGNIFICANCE = 0.05
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from runners.experiment import Column, Experiment, Row
+from runners.tables.experiment import Column, Experiment, Row
 
 STATUSES = ("done", "stale", "missing", "failed", "running")
 

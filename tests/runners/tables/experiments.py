@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from runners.cells import Cell
-from runners.measurements import CellRun
-from runners.table import Table
+from runners.tables.cells import Cell
+from runners.tables.measurements import CellRun
+from runners.tables.table import Table
 
 CONFIG: dict[str, Any] = {
     "name": "flow/language",

@@ -17,9 +17,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from runners.experiment import Experiment, Published, Row, Scale
-from runners.measurements import Gap, Measurements, Sample, count, describe
-from runners.statistics import mean_interval
+from runners.tables.experiment import Experiment, Published, Row, Scale
+from runners.tables.measurements import Gap, Measurements, Sample, count, describe
+from runners.tables.statistics import mean_interval
 
 CONFIDENCE = 0.95
 MINIMUM_SEEDS = 3

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from runners.experiment import Experiment
-from tests.runners.experiments import CLAIM, CONFIG, VALUE, config
+from runners.tables.experiment import Experiment
+from tests.runners.tables.experiments import CLAIM, CONFIG, VALUE, config
 
 
 def column(**entry):

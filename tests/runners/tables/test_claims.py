@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from runners.table import build_table
-from tests.runners.experiments import CLAIM, CONFIG, config, run, runs
+from runners.tables.table import build_table
+from tests.runners.tables.experiments import CLAIM, CONFIG, config, run, runs
 
 
 def claim(results, *entries, **changes):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runners.cells import RATIO_DECIMALS, Cell, TableRow, format_number, format_published
-from runners.claims import ClaimResult
-from runners.table import Table, TableColumn
+from runners.tables.cells import RATIO_DECIMALS, Cell, TableRow, format_number, format_published
+from runners.tables.claims import ClaimResult
+from runners.tables.table import Table, TableColumn
 
 NOTHING = "—"
 LEGEND = (

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from runners.cells import TableRow
-from runners.plots import Drawing
-from runners.table import Table
-from runners.wording import CLAIM_MARKS, NOTHING, cell_text, claim_detail, notes, unit
+from runners.tables.cells import TableRow
+from runners.tables.plots import Drawing
+from runners.tables.table import Table
+from runners.tables.wording import CLAIM_MARKS, NOTHING, cell_text, claim_detail, notes, unit
 
 
 def to_html(table: Table, drawings: Sequence[Drawing] = ()) -> str:
@@ -21,7 +21,7 @@ def to_html(table: Table, drawings: Sequence[Drawing] = ()) -> str:
     import jinja2
     from markupsafe import Markup
 
-    source = resources.files("runners").joinpath("templates", "table.html.j2").read_text(encoding="utf-8")
+    source = resources.files("runners.tables").joinpath("templates", "table.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

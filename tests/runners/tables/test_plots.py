@@ -2,9 +2,9 @@
 
 import io
 
-from runners.plots import draw_plots
-from runners.table import build_table
-from tests.runners.shown_table import PUBLISHED, RUNS, config, table
+from runners.tables.plots import draw_plots
+from runners.tables.table import build_table
+from tests.runners.tables.shown_table import PUBLISHED, RUNS, config, table
 
 
 def test_plot_labels_are_not_read_as_mathematics_or_hidden(recwarn):

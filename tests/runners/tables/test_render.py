@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from runners.formats import to_csv, to_latex, to_markdown, values_to_csv
-from runners.render import render_terminal, write_files
-from runners.table import build_table
-from tests.runners.shown_table import NASTY, RUNS, config, run, table
+from runners.tables.formats import to_csv, to_latex, to_markdown, values_to_csv
+from runners.tables.render import render_terminal, write_files
+from runners.tables.table import build_table
+from tests.runners.tables.shown_table import NASTY, RUNS, config, run, table
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,10 @@ def test_a_pipe_that_takes_only_ascii_gets_ascii():
 
 
 def test_a_pipe_gets_100_columns_by_default():
-    code = "from tests.runners.shown_table import table; from runners import render; render.render_terminal(table())"
+    imports = "from tests.runners.tables.shown_table import table; from runners.tables import render"
+    code = f"{imports}; render.render_terminal(table())"
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     lengths = [len(line) for line in done.stdout.splitlines()]

@@ -9,7 +9,7 @@ import warnings
 import pytest
 from scipy import stats
 
-from runners.statistics import holm, mean_interval, paired_test
+from runners.tables.statistics import holm, mean_interval, paired_test
 
 
 def test_interval_of_one_two_three_is_two_plus_minus_2_484():
@@ -136,7 +136,7 @@ def test_holm_refuses_what_is_no_probability():
 
 def test_importing_statistics_and_tables_loads_nothing_heavy():
     code = (
-        "import sys, runners.statistics, runners.table, runners.render\n"
+        "import sys, runners.tables.statistics, runners.tables.table, runners.tables.render\n"
         "heavy = {'torch', 'scipy', 'numpy', 'matplotlib', 'jinja2', 'rich', 'wandb'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runners.experiment import Plot
-from runners.table import Table
-from runners.wording import unit
+from runners.tables.experiment import Plot
+from runners.tables.table import Table
+from runners.tables.wording import unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from runners.table import build_table
-from tests.runners.experiments import CONFIG, GAP, VALUE, cell, config, run, runs
+from runners.tables.table import build_table
+from tests.runners.tables.experiments import CONFIG, GAP, VALUE, cell, config, run, runs
 
 
 def verdict(published, results, scale="full", row="flow", column="general", **changes):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from runners.expand import choices, config_roots, groups
-from runners.listing import GROUPS, describe, show
+from runners.jobs.listing import GROUPS, describe, show
 
 ROOTS = config_roots([])
 

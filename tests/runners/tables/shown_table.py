@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from runners.measurements import CellRun
-from runners.table import Table, build_table
+from runners.tables.measurements import CellRun
+from runners.tables.table import Table, build_table
 
 NASTY = 'A<b>&"x"|_50%_ $\\alpha$ [red]~^#{1}'
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from runners.experiment import Experiment
-from runners.table import build_table
-from tests.runners.experiments import CLAIM, CONFIG, GAP, VALUE, config, run, runs
+from runners.tables.experiment import Experiment
+from runners.tables.table import build_table
+from tests.runners.tables.experiments import CLAIM, CONFIG, GAP, VALUE, config, run, runs
 
 
 def test_footnotes_say_which_runs_are_left_out_and_what_the_interval_leaves_out():

@@ -8,9 +8,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from runners.cells import Cell, TableRow
-from runners.table import Table
-from runners.wording import CLAIM_MARKS, cell_text, citation, claim_detail, notes, scale_line, unit
+from runners.tables.cells import Cell, TableRow
+from runners.tables.table import Table
+from runners.tables.wording import CLAIM_MARKS, cell_text, citation, claim_detail, notes, scale_line, unit
 
 # fmt: off
 CSV_COLUMNS = [

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from runners.page import to_html
-from runners.plots import draw_plots
-from tests.runners.shown_table import NASTY, table
+from runners.tables.page import to_html
+from runners.tables.plots import draw_plots
+from tests.runners.tables.shown_table import NASTY, table
 
 
 class Page(html.parser.HTMLParser):

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runners.cells import TableRow, column_decimals, plain_rows, relation_rows
-from runners.claims import ClaimResult, judge_claims
-from runners.experiment import Column, Experiment, Paper, Plot
-from runners.measurements import CellRun, Measurements, count, seed_list
+from runners.tables.cells import TableRow, column_decimals, plain_rows, relation_rows
+from runners.tables.claims import ClaimResult, judge_claims
+from runners.tables.experiment import Column, Experiment, Paper, Plot
+from runners.tables.measurements import CellRun, Measurements, count, seed_list
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runners.formats import to_csv, to_latex, to_markdown, values_to_csv
-from runners.page import to_html
-from runners.plots import draw_plots
-from runners.table import Table, TableColumn
-from runners.wording import CLAIM_MARKS, CellText, cell_text, citation, claim_detail, notes, scale_line, unit
+from runners.tables.formats import to_csv, to_latex, to_markdown, values_to_csv
+from runners.tables.page import to_html
+from runners.tables.plots import draw_plots
+from runners.tables.table import Table, TableColumn
+from runners.tables.wording import CLAIM_MARKS, CellText, cell_text, citation, claim_detail, notes, scale_line, unit
 
 if TYPE_CHECKING:
     from rich.console import Console

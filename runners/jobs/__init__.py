@@ -1,0 +1,70 @@
+"""What `job=` chooses: one module for each, imported when it is asked for."""
+
+import importlib
+from typing import Any
+
+from runners import record
+from runners.compose import Composed, RunSpec, run_spec
+from runners.errors import UserError
+from runners.sweep import is_due
+
+# Each module has `show(overrides)`.
+JOBS = {
+    "table": "table",
+    "list": "listing",
+    "status": "status",
+    "plan": "outlook",
+    "diff": "difference",
+    "export": "export",
+    "clean": "clean",
+}
+
+
+def start(job: str, overrides: list[str], composed: Composed | None = None, *, in_sweep: bool = False) -> None:
+    """Do one job for the overrides of a command; inside a sweep its table shows the results.
+
+    Args:
+        job: run, table or list.
+        overrides: the command's, as they were typed; a run's with those of its row.
+        composed: what Hydra has made of the overrides of a run.
+        in_sweep: whether it is a cell of a sweep.
+
+    Raises:
+        UserError: whatever is wrong with what was asked for.
+    """
+    if job == "run":
+        spec = run_spec(overrides, composed=composed)
+        known = record.status(spec)
+        if known.result is None or is_due(spec):
+            from runners.run import run
+
+            result = run(spec)
+        else:
+            result = known.result
+        if not in_sweep:
+            _print_result(spec, result)
+    elif job in JOBS:
+        importlib.import_module(f"runners.jobs.{JOBS[job]}").show(overrides)
+    else:
+        raise UserError(f"job={job}: must be one of run, {', '.join(JOBS)}")
+
+
+def _print_result(spec: RunSpec, result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    shown = RichTable("task", "metric", "value", "± stderr", "items", title=spec.name, title_justify="left")
+    for task, values in result["metrics"].items():
+        for name, value in values.items():
+            if "_stderr" in name or not isinstance(value, int | float):
+                continue
+            metric, _, kept = name.partition(",")
+            error = values.get(f"{metric}_stderr,{kept}")
+            count = (result["samples"].get(task) or {}).get("effective", "")
+            shown.add_row(task, name, f"{value:.4f}", f"{error:.4f}" if isinstance(error, float) else "", str(count))
+    console = Console()
+    if shown.row_count:
+        console.print(shown)
+    for name, value in result["method_metrics"].items():
+        console.print(f"  {name}: {value:,.4g}", highlight=False)
+    print(f"Result: {spec.folder / 'result.json'}")
