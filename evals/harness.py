@@ -5,8 +5,9 @@ filters, its metric names. Added are what a table of runs needs: a number of few
 options per task, local copies of hub sets, a count of the prompts that had to be cut, and no trace left in
 the model, the tokenizer or the global random generators.
 
-Evaluation runs in one process. It calls lm-eval's `evaluate`, not `simple_evaluate`, which spends six more
-seconds per call on a description of the machine.
+Evaluation uses all ranks of torch.distributed's default process group if there is one, and can be interrupted:
+what it measures does not depend on either (see `evals.resumable_lm`). It calls lm-eval's `evaluate`, not
+`simple_evaluate`, which spends six more seconds per call on a description of the machine.
 
 torch, transformers and lm-eval are imported when `evaluate` is called.
 """
@@ -21,11 +22,13 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.journal import Journal, Stopped
 from evals.local_data import local_copy, reader
 from evals.task_index import IncludePath, TaskRequest, check_requests, task_folders
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks.manager import TaskDict
 
-__all__ = ["Evaluation", "TaskRequest", "evaluate"]
+__all__ = ["Evaluation", "Stopped", "TaskRequest", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +91,7 @@ def evaluate(
     tokenizer: transformers.PreTrainedTokenizerBase,
     tasks: Sequence[TaskRequest],
     *,
-    batch_size: int | str,
+    batch_size: int,
     seed: int,
     limit: int | None = None,
     max_length: int | None = None,
@@ -98,6 +101,11 @@ def evaluate(
     confirm_run_unsafe_code: bool = False,
     progress: bool = True,
     log_samples: bool = True,
+    journal: Path | None = None,
+    fingerprint: str = "",
+    lockstep: bool = False,
+    should_stop: Callable[[], bool] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores `model` on `tasks`.
 
@@ -105,14 +113,19 @@ def evaluate(
     comes back in the mode (train or eval) of each of its modules, and the global random generators in the
     state, they had before.
 
+    With a process group, every rank calls this with the same arguments and its own copy of the model (or, in
+    `lockstep`, its share of one); the batches are dealt among them, and all get the same evaluation. Whatever
+    the number of ranks, and whether or not it was interrupted, the result is the same bit for bit, given the
+    same machine and number of threads.
+
     Args:
         model: a causal LM, on the device where it shall run.
         tokenizer: its tokenizer. A prompt gets the special tokens that the tokenizer adds by default, and
             never two BOS.
         tasks: what to evaluate; `check_requests` says beforehand what is wrong with them.
-        batch_size: sequences per forward pass, or lm-eval's "auto" or "auto:N".
+        batch_size: sequences per forward pass.
         seed: of everything random: choice and order of few-shot examples, and sampled answers.
-        limit: only so many first items of each task, where the request itself sets no limit.
+        limit: only so many first items of each task; where the request sets a limit too, the smaller counts.
         max_length: tokens of prompt and answer together; default is what the model takes.
         data_root: folder with local copies of hub sets (see `evals.local_data`; named configurations other
             than "main" and "default" in a folder of that name below it). A set without a copy comes from the
@@ -122,36 +135,59 @@ def evaluate(
         confirm_run_unsafe_code: must be true for tasks that execute what the model writes.
         progress: whether to show progress bars, if standard error is a terminal.
         log_samples: whether to keep each item's record.
+        journal: file that keeps finished batches; those that it has are not computed again. It may be deleted
+            once the result is safe. Only rank 0 reads and writes it.
+        fingerprint: of all that the answers depend on and this function cannot see: the model's weights and
+            precision, the tokenizer. Needed with a journal; a journal of another fingerprint is replaced.
+        lockstep: whether the ranks must make the same forward passes, because they hold one model in shares
+            (ZeRO-3).
+        should_stop: asked between batches; all ranks stop when it is true on one.
+        on_progress: called on rank 0 with the number of batches that are done and that there are in the list
+            of requests at hand: a task or group has one list per kind of request.
 
     Raises:
         ValueError: an argument breaks its rule, or the model cannot take a task's answers.
+        Stopped: `should_stop` was true with batches left to do.
     """
     check_requests(tasks, include_path, confirm_run_unsafe_code=confirm_run_unsafe_code)
-    if isinstance(batch_size, str) and batch_size.partition(":")[0] != "auto":
-        raise ValueError(f"evaluation.batch_size must be a whole number or auto, got {batch_size!r}")
-    if isinstance(batch_size, int) and batch_size < 1:
-        raise ValueError(f"evaluation.batch_size must be >= 1, got {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"evaluation.batch_size must be a whole number >= 1, got {batch_size!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"evaluation.limit must be >= 1, got {limit}")
     if data_root is not None and not Path(data_root).is_dir():
         raise ValueError(f"evaluation.data_root must be an existing folder, got {data_root}")
+    if journal is not None and not fingerprint:
+        raise ValueError("fingerprint must say whose answers the journal keeps, got none")
     _check_max_length(model, max_length)
     _check_tokenizer(tokenizer, apply_chat_template)
 
     import lm_eval
     from tqdm import tqdm
 
-    from evals.counting_lm import CountingLM
+    from evals.ranks import Ranks
+    from evals.resumable_lm import ResumableLM, seed_all
 
-    show_bars = progress and sys.stderr.isatty()
+    ranks = Ranks()
+    show_bars = progress and sys.stderr.isatty() and ranks.rank == 0
     result = Evaluation(lm_eval_version=lm_eval.__version__)
-    with _leave_no_trace(model, tokenizer), _quiet():
-        lm = CountingLM(
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_leave_no_trace(model, tokenizer))
+        stack.enter_context(_quiet())
+        kept = None
+        if journal is not None and ranks.rank == 0:
+            kept = stack.enter_context(Journal(journal, _answers_fingerprint(fingerprint, max_length)))
+        lm = ResumableLM(
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
             batch_size=batch_size,
             max_length=max_length,
+            seed=seed,
+            ranks=ranks,
+            journal=kept,
+            lockstep=lockstep,
+            should_stop=should_stop,
+            on_progress=on_progress,
             show_bars=show_bars,
         )
         # All data first: what is wrong with it shows before the first forward pass.
@@ -159,11 +195,11 @@ def evaluate(
         bar = tqdm(tasks, desc="evaluate", unit="task", disable=not show_bars)
         for request, task_dict in zip(bar, loaded, strict=True):
             bar.set_postfix_str(request.name)
-            _seed_all(seed)
+            seed_all(seed)
             results = lm_eval.evaluate(
                 lm=lm,
                 task_dict=task_dict,
-                limit=request.limit if request.limit is not None else limit,
+                limit=min((bound for bound in (request.limit, limit) if bound is not None), default=None),
                 bootstrap_iters=BOOTSTRAP_DRAWS,
                 log_samples=log_samples,
                 apply_chat_template=apply_chat_template,
@@ -172,6 +208,8 @@ def evaluate(
             )
             _add_results(result, results)
             logger.info("evaluated %s", request.name)
+        # Answers agree, but a metric may run code that the model wrote, which can end otherwise elsewhere.
+        result = ranks.from_first(result)
     result.cut_prompts = {task: lm.cut_prompts(task) for task in result.n_samples}
     for task, count in result.cut_prompts.items():
         if count:
@@ -200,6 +238,12 @@ def _check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, apply_chat
         raise ValueError("evaluation.apply_chat_template must be false for a tokenizer without one, got true")
 
 
+def _answers_fingerprint(fingerprint: str, max_length: int | None) -> str:
+    """What answers depend on, besides seed and contents of their batch, which the journal's keys carry."""
+    versions = {package: version(package) for package in ("lm_eval", "torch", "transformers")}
+    return json.dumps({"caller": fingerprint, "max_length": max_length, **versions})
+
+
 # Tasks ------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +251,9 @@ def _load(request: TaskRequest, seed: int, data_root: str | Path | None, include
     """The tasks of a request with their data. A `TaskManager` of its own keeps its metadata to it."""
     from lm_eval.tasks import TaskManager
 
-    _seed_all(seed)
+    from evals.resumable_lm import seed_all
+
+    seed_all(seed)
     manager = TaskManager(
         include_path=list(task_folders([request.name], include_path)),
         include_defaults=False,
@@ -319,15 +365,6 @@ def _as_json(value: Any) -> Any:
 
 
 # What evaluation must not change ----------------------------------------------------------------------------
-
-
-def _seed_all(seed: int) -> None:
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 @contextlib.contextmanager

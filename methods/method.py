@@ -35,6 +35,14 @@ class Context(Protocol):
         """All training examples once, in the order of the data set, in micro-batches, with a progress bar."""
         ...
 
+    def restore(self, method: "Method") -> None:
+        """Load into `method` what it had computed before the run was interrupted, if anything."""
+        ...
+
+    def prepared(self, method: "Method") -> None:
+        """Keep what `method` has computed so far, in case the run is interrupted."""
+        ...
+
     def train(self, objective: "Method") -> Mapping[str, float]:
         """Minimise the objective on the trained role; returns the run's training metrics."""
         ...
@@ -63,7 +71,7 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} must implement run")
 
     def state_dict(self) -> dict[str, Any]:
-        """What changed during the run and is needed to continue it."""
+        """What changed and is needed to continue the run: tensors, numbers, strings, containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

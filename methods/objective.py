@@ -34,9 +34,12 @@ class Objective(Method):
     kind: Causal
 
     def run(self, context: Context) -> Mapping[str, float]:
-        """Prepare, then train."""
+        """Prepare, then train; an interrupted run gets back what it had prepared."""
         self.kind = context.kind
-        return {**self.prepare(context), **context.train(self)}
+        context.restore(self)
+        prepared = self.prepare(context)
+        context.prepared(self)
+        return {**prepared, **context.train(self)}
 
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Once, before training: weights, reference log-probabilities, synthetic data. Returns what to report."""

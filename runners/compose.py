@@ -24,14 +24,15 @@ from evals import mini_world
 from evals.task_index import TaskRequest, check_requests
 from runners import fingerprint, signatures
 from runners.errors import UserError, nearest
-from runners.expand import check_choices, choices, config_roots, expand, plugin_overrides, value_of, without
+from runners.expand import check_choices, choices, config_roots, expand, plugin_overrides, preset, value_of, without
 from runners.schema import GROUPS, PARTS, TARGETS, Root
 
 # Keys that say only where a run happens and where it is logged: not part of its identity.
 _WHERE = {
     "evaluation": ("batch_size", "data_root", "include_path", "confirm_run_unsafe_code"),
     "engine": ("zero_stage", "offload", "activation_checkpointing", "threads"),
-    "training": ("micro_batch_size", "checkpoint_every", "log_every"),
+    "training": ("micro_batch_size", "checkpoint_every", "checkpoint_minutes", "log_every", "profile"),
+    "model": ("model_type",),  # says again what the weights say
     "dataset": ("data_root",),
 }
 _IDENTITY_GROUPS = ("model", "dataset", "method", *PARTS, "optimizer", "training", "evaluation", "engine")
@@ -67,17 +68,22 @@ class RunSpec:
     @cached_property
     def identity(self) -> str:
         """Hash of the resolved configuration without what says only where it runs and is logged."""
-        return fingerprint.of_data(self._what_decides())
+        return fingerprint.of_data(self.what_decides())
 
     @cached_property
     def source(self) -> str:
         """Fingerprint of the code that produces the result; a done run with another one is stale."""
+        own = fingerprint.of_data(self.sources)
+        return fingerprint.of_data([own, self.parent.source]) if self.parent else own
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The fingerprints that `source` is made of, by module, without the parent's."""
         roots = [self.config["method"]["_target_"].rpartition(".")[0], *fingerprint.ENGINE_MODULES]
         for part in PARTS:
             if self.config[part]["_target_"]:
                 roots.append(self.config[part]["_target_"].rpartition(".")[0])
-        own = fingerprint.of_sources(roots, fingerprint.task_sources(self.config["evaluation"]))
-        return fingerprint.of_data([own, self.parent.source]) if self.parent else own
+        return fingerprint.sources(roots, fingerprint.task_sources(self.config["evaluation"]))
 
     @property
     def name(self) -> str:
@@ -93,7 +99,8 @@ class RunSpec:
         """The run's folder below a folder like `outputs`."""
         return Path(outputs).expanduser() / self.experiment / self.name
 
-    def _what_decides(self) -> dict[str, Any]:
+    def what_decides(self) -> dict[str, Any]:
+        """The resolved configuration without what says only where it runs and is logged: what the identity hashes."""
         decides: dict[str, Any] = {"seed": self.seed}
         for group in _IDENTITY_GROUPS:
             left_out = _WHERE.get(group, ())
@@ -118,27 +125,37 @@ class RunSpec:
 Composed = tuple[DictConfig, dict[str, str]]  # a configuration, and the choice made in each group
 
 
-def run_spec(overrides: list[str], *, composed: Composed | None = None, children: tuple[str, ...] = ()) -> RunSpec:
+Parents = dict[tuple[str, ...], RunSpec]  # by their overrides
+
+
+def run_spec(
+    overrides: list[str],
+    *,
+    composed: Composed | None = None,
+    children: tuple[str, ...] = (),
+    parents: Parents | None = None,
+) -> RunSpec:
     """Compose and check the run that `overrides` name (its experiment's row included).
 
     Args:
         overrides: what names the run.
         composed: what Hydra has already made of them.
         children: the runs, by what names them, of which this one is a parent.
+        parents: those that other runs of the command have; they are checked once, and added here.
 
     Raises:
         UserError: anything wrong with it.
     """
     overrides = expand(plugin_overrides(without(overrides, "job")))
-    config, chosen = composed or _compose(tuple(overrides))
+    config, chosen = composed or _compose_seeded(overrides)
     checked = check(config)
     parent = None
     if checked["model"]["from_run"] is not None:
-        parent = _parent(checked, overrides, children)
+        parent = _parent(checked, overrides, children, {} if parents is None else parents)
     return RunSpec(checked, overrides, chosen, parent)
 
 
-def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, ...]) -> RunSpec:
+def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, ...], parents: Parents) -> RunSpec:
     named = config["model"]["from_run"]
     key = " ".join(named)
     if key in children:
@@ -147,13 +164,28 @@ def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, .
     inherited = [
         word
         for word in overrides
-        if word.partition("=")[0] in ("outputs", "plugins", "hydra.searchpath", "tracker", "rerun")
+        if word.partition("=")[0] in ("outputs", "runs_from", "plugins", "hydra.searchpath", "tracker", "rerun", "debug")
         or word.startswith(("tracker.", "engine.threads"))
     ]
-    try:
-        return run_spec([*inherited, *named], children=(*children, key))
-    except UserError as error:
-        raise UserError(f"model.from_run={named}: {error}") from error
+    # Of a debug run the parent is one too, whatever its own words say of its length.
+    words = (*inherited, *named, *preset(overrides))
+    if words not in parents:
+        try:
+            parents[words] = run_spec(list(words), children=(*children, key), parents=parents)
+        except UserError as error:
+            raise UserError(f"model.from_run={named}: {error}") from error
+    return parents[words]
+
+
+def _compose_seeded(overrides: list[str]) -> Composed:
+    """Compose; runs that differ only in their seed are composed once, which is what makes long sweeps quick."""
+    seed = value_of(overrides, "seed") or ""
+    if not re.fullmatch(r"\d+", seed) or any(word.startswith(("+seed=", "++seed=", "~seed")) for word in overrides):
+        return _compose(tuple(overrides))
+    config, chosen = _compose(tuple(without(overrides, "seed")))
+    # What refers to it (`${seed}`) is resolved in `check`, which follows at once: the next run sets its own.
+    config["seed"] = int(seed)
+    return config, chosen
 
 
 @lru_cache(maxsize=64)  # all the cells of a table have the same few parents
@@ -163,7 +195,8 @@ def _compose(overrides: tuple[str, ...]) -> Composed:
         config = compose("config", overrides=list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from error
-    return config, {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
+    chosen = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
+    return _without_hydra(config), chosen
 
 
 def check(config: DictConfig) -> dict[str, Any]:
@@ -193,6 +226,8 @@ def check(config: DictConfig) -> dict[str, Any]:
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
+    if "hydra" not in config:
+        return config
     plain = config.copy()
     OmegaConf.set_struct(plain, False)
     plain.pop("hydra", None)

@@ -4,11 +4,15 @@ The same code runs on two CPU cores (gloo, one process) and on a cluster (NCCL):
 precision, offload and activation checkpointing.
 """
 
+import argparse
+import contextlib
 import importlib
+import io
 import logging
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,19 +34,11 @@ class NonFiniteError(UserError):
     """A loss or gradient was NaN or infinite; raised before the update that would have spread it."""
 
 
-def start_processes() -> tuple[int, int]:
-    """Join the process group that the launcher's environment describes; alone without one. Returns (rank, world)."""
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if not torch.distributed.is_initialized():
-        if "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
-            torch.distributed.init_process_group(backend)
-        else:
-            # A store in memory: no port is opened, so neighbours on the machine cannot take it.
-            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+def join_deepspeed() -> None:
+    """Let DeepSpeed use the process group that is there (`runners.processes.join`)."""
     if not deepspeed.comm.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", "0")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def device() -> torch.device:
@@ -110,13 +106,18 @@ class TrainingEngine:
         optimizer: Mapping[str, Any],
         settings: Mapping[str, Any],
         clip_norm: float | None,
+        *,
+        universal: bool = False,
     ) -> None:
+        """`universal`: it will load a checkpoint that `to_universal` converted."""
         if settings["activation_checkpointing"]:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         self._plain = settings["zero_stage"] == 0 and settings["precision"] != "bf16"
         self._clip_norm = clip_norm
         # Without ZeRO the whole gradient is here: one norm clips it, checks it and is worth logging.
         config = ds_config(settings, None if self._plain else clip_norm)
+        if universal:
+            config["checkpoint"] = {"load_universal": True}
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model.to(device()),
             optimizer=make_optimizer(model, optimizer),
@@ -129,6 +130,16 @@ class TrainingEngine:
     def world(self) -> int:
         """Processes that share each optimizer step."""
         return int(self.engine.dp_world_size)
+
+    @property
+    def rank(self) -> int:
+        """This process's number among them."""
+        return int(self.engine.global_rank)
+
+    @property
+    def zero_stage(self) -> int:
+        """How much is sharded over the processes: 0 nothing, 1 optimizer, 2 gradients too, 3 weights too."""
+        return int(self.engine.zero_optimization_stage())
 
     def backward(self, loss_sum: Tensor, count: int, *, last: bool) -> None:
         """Accumulate the gradient of one micro-batch.
@@ -176,15 +187,15 @@ class TrainingEngine:
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
         return bool(found)
 
-    def save(self, folder: str, tag: str, state: dict[str, Any]) -> None:
-        """Write weights, optimizer and `state` below `folder/tag` (every process takes part)."""
-        self.engine.save_checkpoint(folder, tag=tag, client_state=state, save_latest=False)
+    def save(self, folder: str, tag: str) -> None:
+        """Write weights and optimizer below `folder/tag` (every process takes part)."""
+        self.engine.save_checkpoint(folder, tag=tag, save_latest=False)
 
-    def load(self, folder: str, tag: str) -> dict[str, Any]:
-        """Restore what `save` wrote; returns the state."""
-        _, state = self.engine.load_checkpoint(folder, tag=tag)
-        assert isinstance(state, dict)
-        return state
+    def load(self, folder: str, tag: str) -> None:
+        """Restore what `save` wrote."""
+        path, _ = self.engine.load_checkpoint(folder, tag=tag)
+        if path is None:
+            raise UserError(f"checkpoint {folder}/{tag}: DeepSpeed cannot load it with this engine")
 
     def weights(self) -> dict[str, Tensor]:
         """The full weights on the CPU, gathered from all shards (every process takes part)."""
@@ -196,6 +207,28 @@ class TrainingEngine:
     def close(self) -> None:
         """Free what the engine holds (hooks, buffers), so that the next job of a sweep starts clean."""
         self.engine.destroy()
+
+
+def to_universal(checkpoint: Path, folder: Path) -> None:
+    """Convert a ZeRO checkpoint into DeepSpeed's universal form, which any number of processes loads.
+
+    Args:
+        checkpoint: as `TrainingEngine.save` wrote it.
+        folder: where the converted one goes; it is made.
+    """
+    from deepspeed.checkpoint import ds_to_universal
+
+    arguments = argparse.Namespace(
+        input_folder=str(checkpoint),
+        output_folder=str(folder),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints every file
+        ds_to_universal.main(arguments)
 
 
 def frozen_engine(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:

@@ -2,9 +2,11 @@
 
 A paper's table is a list of rows, not a cross product of choices. The experiment's YAML
 (`conf/experiment/<paper>/<table>.yaml`) names the rows; a row is a list of Hydra overrides, on top of the
-overrides of its scale. What the user types comes last and wins.
+overrides of its scale. A preset (`debug=`, `conf/debug/<name>.yaml`) is a list of overrides too, on top of those. What
+the user types comes last and wins.
 """
 
+import importlib
 import re
 import sys
 from functools import lru_cache
@@ -44,6 +46,7 @@ def plugin_overrides(overrides: list[str]) -> list[str]:
         UserError: a named folder does not exist.
     """
     paths = _plugin_paths(overrides)
+    import_ours()
     for path in paths:
         if not path.is_dir():
             raise UserError(f"plugins={path}: must be an existing folder")
@@ -55,6 +58,15 @@ def plugin_overrides(overrides: list[str]) -> list[str]:
     return [f"hydra.searchpath=[{','.join(search)}]", *overrides]
 
 
+def import_ours() -> None:
+    """Import our packages while nobody else's folders are on the path: a plugin has a `conf` of its own.
+
+    An editable install is found after everything on the path, even folders that are no packages.
+    """
+    for name in ("conf", "evals", "methods"):
+        importlib.import_module(name)
+
+
 def _plugin_paths(overrides: list[str]) -> list[Path]:
     value = value_of(overrides, "plugins")
     if not value:
@@ -63,20 +75,20 @@ def _plugin_paths(overrides: list[str]) -> list[Path]:
 
 
 def expand(overrides: list[str]) -> list[str]:
-    """Put the overrides of the chosen experiment's row before the user's own.
+    """Put the overrides of the chosen experiment's row, then those of the preset, before the user's own.
 
-    Without `experiment=` the overrides come back as they are; without `row=` the first row is taken.
+    Without `experiment=` and `debug=` the overrides come back as they are; without `row=` the first row is taken.
     Expanding twice changes nothing.
 
     Raises:
-        UserError: unknown experiment, row or scale, with the nearest names; a row of no experiment.
+        UserError: unknown experiment, row, scale or preset, with the nearest names; a row of no experiment.
     """
     name = value_of(overrides, "experiment")
     row = value_of(overrides, "row")
     if name is None:
         if row is not None:
             raise UserError(f"row={row}: only an experiment has rows; name one (experiment=...)")
-        return overrides
+        return [*preset(overrides), *overrides]
     experiment = load_experiment(name, config_roots(overrides))
     rows: dict[str, Any] = experiment["rows"]
     row = row or next(iter(rows))
@@ -91,6 +103,7 @@ def expand(overrides: list[str]) -> list[str]:
         *own.get("overrides", []),
         *own.get(scale, []),
         f"seed={seeds[0]}",
+        *preset(overrides),
         *without(overrides, "row"),
         f"row={row}",
     ]
@@ -108,6 +121,21 @@ def scale_of(overrides: list[str], experiment: dict[str, Any]) -> str:
 def seeds_of(experiment: dict[str, Any], row: str, scale: str) -> list[int]:
     """The seeds of a row: its own where it names them (a deterministic row), else those of the scale."""
     return list(experiment["rows"][row].get("seeds") or experiment["scales"][scale]["seeds"])
+
+
+def preset(overrides: list[str]) -> list[str]:
+    """The overrides of the preset that `debug=` names; none without one.
+
+    Raises:
+        UserError: unknown preset, with the nearest names; its file holds no list of overrides.
+    """
+    name = value_of(overrides, "debug")
+    if name is None or _is_sweep(name):
+        return []
+    roots = config_roots(overrides)
+    _check_choice("debug", name, roots)
+    path = next(path for root in roots if (path := root / "debug" / f"{name}.yaml").is_file())
+    return list(_read_preset(path, path.stat().st_mtime_ns))
 
 
 def load_experiment(name: str, roots: list[Path]) -> dict[str, Any]:
@@ -130,6 +158,17 @@ def _read(path: Path, _modified: int) -> dict[str, Any]:
     return {str(key): value for key, value in data.items()}
 
 
+@lru_cache(maxsize=64)
+def _read_preset(path: Path, _modified: int) -> list[str]:
+    from omegaconf import OmegaConf
+
+    data = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    words = data.get("overrides") if isinstance(data, dict) else None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{path}: a preset needs `overrides`, a list of key=value")
+    return words
+
+
 def check_choices(overrides: list[str]) -> None:
     """Every `group=choice` among the overrides names a file.
 
@@ -143,10 +182,20 @@ def check_choices(overrides: list[str]) -> None:
         group = key.lstrip("+")
         if group not in known_groups:
             continue
-        known = choices(group, roots)
         # A sweep's list (a,b) is checked choice by choice, once it is split into cells.
-        if value.strip("'\"") not in known and not re.search(r"[,(\[{]", value):
-            raise UserError(f"{group}={value}: no such choice{nearest(value, known)}; `retable job=list` shows all")
+        if not _is_sweep(value):
+            _check_choice(group, value, roots)
+
+
+def _check_choice(group: str, value: str, roots: list[Path]) -> None:
+    known = choices(group, roots)
+    if value.strip("'\"") not in known:
+        raise UserError(f"{group}={value}: no such choice{nearest(value, known)}; `retable job=list` shows all")
+
+
+def _is_sweep(value: str) -> bool:
+    """Whether a value is a list, for `-m` to split: a,b or choice(a,b)."""
+    return re.search(r"[,(\[{]", value) is not None
 
 
 def groups(roots: list[Path]) -> set[str]:

@@ -37,6 +37,9 @@ _NEUTRAL = frozenset(
         "runners.errors",
         "runners.tracker",
         "runners.record",
+        "runners.lock",
+        "runners.preemption",
+        "runners.failures",
         "runners.progress",
         "runners.compose",
         "runners.expand",
@@ -59,6 +62,11 @@ def of_sources(roots: list[str], folders: Iterable[Path] = ()) -> str:
     Everything is read, nothing imported. Comments, docstrings and layout do not count: only what can change a
     result does.
     """
+    return of_data(sources(roots, folders))
+
+
+def sources(roots: list[str], folders: Iterable[Path] = ()) -> dict[str, str]:
+    """What `of_sources` is made of: a fingerprint for each module and each file of a task."""
     seen: dict[str, str] = {}
     queue = list(roots)
     while queue:
@@ -76,7 +84,7 @@ def of_sources(roots: list[str], folders: Iterable[Path] = ()) -> str:
             seen[path.relative_to(folder.parent).as_posix()] = _of_yaml(path, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*.py")):
             seen[path.relative_to(folder.parent).as_posix()] = _of_module(path, path.stat().st_mtime_ns)
-    return of_data(seen)
+    return seen
 
 
 def task_sources(evaluation: Mapping[str, Any]) -> list[Path]:
@@ -172,8 +180,9 @@ def check_files(config: dict[str, Any]) -> None:
             raise UserError(f"{key}={name}: neither a hub id nor an existing folder")
     folders = [("evaluation.data_root", config["evaluation"]["data_root"]), ("dataset.data_root", dataset["data_root"])]
     folders += [("evaluation.include_path", folder) for folder in config["evaluation"]["include_path"]]
+    folders += [("runs_from", folder) for folder in config["runs_from"]]
     for key, folder in folders:
-        if folder is not None and not Path(folder).is_dir():
+        if folder is not None and not Path(folder).expanduser().is_dir():
             raise UserError(f"{key}={folder}: no such folder")
 
 

@@ -15,12 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runners.errors import UserError
 from runners.expand import check_choices, expand, plugin_overrides, value_of
+from runners.preemption import EXIT_RESUMABLE, Preempted
 
 
 def main() -> None:
     """Run the command line. Exit code 0 only when everything asked for ended well.
 
-    A user's mistake is one line on stderr, naming key, value and rule; a defect keeps its traceback.
+    A user's mistake is one line on stderr, naming key, value and rule; a defect keeps its traceback. Told to stop, it
+    leaves a checkpoint and ends with `EXIT_RESUMABLE`.
     """
     # Threads that wait by spinning make training many times slower when anything else wants their core. The
     # OpenMP runtime reads this once, when torch is loaded.
@@ -40,6 +42,8 @@ def main() -> None:
         if error.filename is None:
             raise
         _stop(f"{error.filename}: {error.strerror}")  # a full disk, a folder that cannot be written
+    except Preempted as stopped:
+        _stop(str(stopped), code=EXIT_RESUMABLE)
     except KeyboardInterrupt:
         _stop("interrupted; the same command continues what is missing", code=130)
 
@@ -61,7 +65,7 @@ def _arguments(argv: list[str]) -> list[str]:
 
         register()
     else:
-        if value_of(overrides, "job") != "table":  # a table has all rows
+        if value_of(overrides, "job") not in ("table", "status"):  # these have all rows
             overrides = expand(overrides)
         check_choices(overrides)
     return flags + overrides

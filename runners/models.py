@@ -81,12 +81,20 @@ def load_model(
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"model.id={source}: cannot be loaded: {_first_line(error)}") from error
+        _check_type(model, settings, source)
     if model.get_input_embeddings().num_embeddings < vocabulary:
         raise UserError(
             f"model.tokenizer: has {vocabulary} tokens, the model only {model.get_input_embeddings().num_embeddings}"
         )
     assert isinstance(model, nn.Module)
     return model.train()
+
+
+def _check_type(model: Any, settings: Mapping[str, Any], source: str) -> None:
+    """What is said of a model of the hub is true of it, so that `debug=random` tries out the right architecture."""
+    said = settings.get("model_type")
+    if said is not None and settings["id"] is not None and model.config.model_type != said:
+        raise UserError(f"model.model_type={said}: must be what {source} is, got {model.config.model_type} (or null)")
 
 
 def architecture(settings: Mapping[str, Any]) -> Any:

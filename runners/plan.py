@@ -38,6 +38,26 @@ _NO_OTHER_RESULT = (
     "training.micro_batch_size=",
     "training.checkpoint_every=",
     "training.log_every=",
+    "training.profile=",
+)
+
+
+# Root keys that say where things are kept, how much is run and by whom: they name no other table.
+_NO_OTHER_TABLE = (
+    "outputs",
+    "plugins",
+    "hydra.searchpath",
+    "runs_from",
+    "keep",
+    "best_metric",
+    "best_is",
+    "rerun",
+    "changed",
+    "busy",
+    "fail_fast",
+    "processes",
+    "gpus",
+    "nodes",
 )
 
 
@@ -126,11 +146,7 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
     for combination in combinations:
         words = _words(combination)
         suffix = _suffix(combination, swept, fixed)
-        changed |= {
-            word
-            for word in without(words, *fixed, "outputs", "plugins", "hydra.searchpath", "rerun", "keep")
-            if not word.startswith(("tracker", "hydra/", "hydra."))
-        }
+        changed |= set(_what_is_measured(without(words, *fixed)))
         chosen = value_of(words, "row")
         for row in [chosen] if chosen else experiment["rows"]:
             expanded = expand([*without(words, "row"), f"row={row}"])
@@ -155,8 +171,16 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
         experiment["published"] = [
             {**entry, "scale": f"{entry.get('scale', 'full')}, unchanged"} for entry in experiment["published"]
         ]
+    debug = sorted({value for combination in combinations if (value := value_of(_words(combination), "debug"))})
+    if debug:  # whoever sees the table shall know at once that its numbers mean nothing
+        experiment["title"] = f"{experiment['title']} (debug={','.join(debug)})"
     variant = hashlib.sha256(" ".join(sorted(changed)).encode()).hexdigest()[:8] if changed else ""
     return Plan(experiment, scale, list(cells.values()), variant)
+
+
+def _what_is_measured(words: list[str]) -> list[str]:
+    """The overrides that name another table: without those that say where things run and are kept."""
+    return [word for word in without(words, *_NO_OTHER_TABLE) if not word.startswith(("tracker", "hydra/", "hydra."))]
 
 
 def _keep_what_fits(experiment: dict[str, Any], rows: Mapping[str, Any]) -> None:
@@ -181,7 +205,7 @@ def _sweep_plan(scale: str, combinations: list[list[Assignment]], swept: list[st
         rows[row] = {"label": row}
         seed = _number(value_of(words, "seed") or "1")
         cells[row, seed] = Cell(row, seed, [*without(words, "seed"), f"seed={seed}"])
-    commands = sorted(" ".join(cell.overrides) for cell in cells.values())
+    commands = sorted(" ".join(_what_is_measured(cell.overrides)) for cell in cells.values())
     digest = hashlib.sha256(" ".join(commands).encode()).hexdigest()[:8]
     seeds = sorted({cell.seed for cell in cells.values()})
     definition = {

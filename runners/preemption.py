@@ -24,6 +24,7 @@ EXIT_RESUMABLE = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _received: int | None = None
+_listeners: list[Callable[[int], None]] = []
 
 
 class Preempted(SystemExit):
@@ -46,6 +47,8 @@ def requested() -> bool:
 def listening(forward: Callable[[int], None] | None = None) -> Iterator[None]:
     """Take note of signals to stop, instead of dying of them; the former handlers are put back afterwards.
 
+    May be nested: a signal that came during the outer one still counts in the inner one.
+
     Args:
         forward: called with the signal's number, to pass it on to workers.
     """
@@ -53,20 +56,29 @@ def listening(forward: Callable[[int], None] | None = None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
         return
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        global _received
-        _received = number
-        if forward is not None:
-            forward(number)
-
-    _received = None
-    before: dict[int, Any] = {number: signal.signal(number, note) for number in _SIGNALS}
+    listener = forward or _ignore
+    before: dict[int, Any] = {}
+    if not _listeners:
+        _received = None
+        before = {number: signal.signal(number, _note) for number in _SIGNALS}
+    _listeners.append(listener)
     try:
         yield
     finally:
+        _listeners.remove(listener)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    global _received
+    _received = number
+    for listener in _listeners:
+        listener(number)
+
+
+def _ignore(_number: int) -> None:
+    """Nothing to pass on."""
 
 
 def stop(where: str) -> Preempted:

@@ -12,6 +12,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from runners import processes
+
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
@@ -26,7 +28,7 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[text]}"),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or not processes.is_first(),
         refresh_per_second=4,
     )
     with bar:

@@ -2,24 +2,33 @@
 
 config.yaml       resolved configuration          environment.json  commit, versions, hardware, fingerprints
 metrics.jsonl     one line per logged step         result.json       written last, atomically: its presence means done
+method.json       what the method reported, when it has ended; the evaluation is left
+evaluation.jsonl  batches evaluated so far           progress.json     how far it is, for `job=status`
 failure.json      why the last attempt ended       run.log           what was logged
 checkpoints/ model/ samples/ wandb/
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
+import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from runners import lock
+from runners import checkpoints, lock
 from runners.compose import RunSpec
 from runners.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,36 +77,107 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-class Recorder:
-    """Writes the files of one run under way."""
+def begun_by(folder: Path) -> str | None:
+    """Source fingerprint of the attempt that a run's folder holds; None without one."""
+    path = folder / "environment.json"
+    return _read(path).get("source") if path.is_file() else None
 
-    def __init__(self, spec: RunSpec) -> None:
+
+def weights_problem(folder: Path) -> str | None:
+    """Why a run's final weights cannot be used by another run; None when they can."""
+    if not (folder / "model").is_dir():
+        return f"{folder} holds no final weights (keep=none)"
+    problem = checkpoints.damage(folder / "model", contents=False)
+    return f"{folder}/model: {problem}" if problem else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(data, dict)
+    return data
+
+
+class Recorder:
+    """Writes the files of one run under way; on a rank that does not write, every method does nothing."""
+
+    def __init__(self, spec: RunSpec, *, writes: bool = True) -> None:
         self.spec = spec
         self.folder = spec.folder
+        self._writes = writes
 
     def open(self, environment: Mapping[str, Any]) -> None:
         """Make the folder and write what is known before the run starts."""
+        if not self._writes:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "checkpoints").is_dir():  # an attempt that left nothing to continue from
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        if not (self.folder / "checkpoints").is_dir() and self.method_ended() is None:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that left nothing to continue from
+        (self.folder / "failure.json").unlink(missing_ok=True)
         write_atomically(
             self.folder / "config.yaml", yaml.safe_dump(self.spec.config, sort_keys=False, allow_unicode=True)
         )
+        path = self.folder / "environment.json"
+        attempts = _read(path).get("attempts", []) if path.is_file() else []
         write_json(
-            self.folder / "environment.json",
+            path,
             {
                 **environment,
                 "identity": self.spec.identity,
                 "source": self.spec.source,
+                "sources": self.spec.sources,
                 "overrides": self.spec.overrides,
                 "seed": self.spec.seed,
                 "parent": self.spec.parent.name if self.spec.parent else None,
                 "started": now(),
+                "attempts": [*attempts, {"started": now(), "host": platform.node(), "pid": os.getpid()}],
             },
         )
 
+    def method_end(self, ended: Mapping[str, Any]) -> None:
+        """Note that the method has ended, and what it reported."""
+        if self._writes:
+            write_json(self.folder / "method.json", {**ended, "weights": (self.folder / "model").is_dir()})
+
+    def method_ended(self) -> dict[str, Any] | None:
+        """What `method_end` noted in an earlier attempt; None when the method is to be run (again)."""
+        path = self.folder / "method.json"
+        try:
+            ended = _read(path)
+        except (OSError, ValueError):
+            return None
+        problem = checkpoints.damage(self.folder / "model") if ended["weights"] else None
+        if problem:
+            log.warning("%s: the saved weights are not used: %s", self.spec.name, problem)
+            return None
+        return ended
+
+    def progress(self, phase: str) -> Callable[[int, int], None]:
+        """A function of (done, total) that writes progress.json every few seconds, for `job=status`."""
+        began: list[float] = []
+        begun_at: list[int] = []
+        written = 0.0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal written
+            clock = time.monotonic()
+            if not began:
+                began.append(clock)
+                begun_at.append(done)
+            if not self._writes or clock - written < _PROGRESS_SECONDS:
+                return
+            written = clock
+            here = done - begun_at[0]
+            left = (clock - began[0]) / here * (total - done) if here > 0 else None
+            noted = {"phase": phase, "done": done, "total": total, "seconds_left": left, "updated": now()}
+            with contextlib.suppress(OSError):  # it is only told
+                write_json(self.folder / "progress.json", noted)
+
+        return tell
+
     def metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
         """Append one line to metrics.jsonl."""
+        if not self._writes:
+            return
         line = json.dumps({"step": step, **metrics})
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -105,26 +185,33 @@ class Recorder:
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that will be done again: those after the checkpoint a run continues from."""
         path = self.folder / "metrics.jsonl"
-        if path.is_file():
+        if self._writes and path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and (json.loads(line)["step"] or 0) <= step]
             write_atomically(path, "".join(kept))
 
     def samples(self, task: str, samples: list[dict[str, Any]]) -> None:
         """Write what the model answered to each item of a task."""
+        if not self._writes:
+            return
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
         lines = "".join(json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples)
         write_atomically(folder / f"{task}.jsonl", lines)
 
     def failure(self, error: BaseException) -> None:
-        """Note why this attempt ended; the next one starts from what is there."""
+        """Note why this attempt ended; the next one starts from what is there. An interruption is no failure."""
+        if not self._writes or not isinstance(error, Exception):
+            return
         lines = [line for line in str(error).splitlines() if line.strip()]
         text = lines[0] if lines else ""
-        write_json(self.folder / "failure.json", {"error": f"{type(error).__name__}: {text}", "time": now()})
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            write_json(self.folder / "failure.json", {"error": f"{type(error).__name__}: {text}", "time": now()})
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json, the last file of all."""
+        """Write result.json: from now on the run is done."""
+        if not self._writes:
+            return
         (self.folder / "failure.json").unlink(missing_ok=True)
         write_json(
             self.folder / "result.json",
@@ -142,6 +229,8 @@ class Recorder:
                 **result,
             },
         )
+        for name in ("progress.json", "evaluation.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
 
 
 def set_aside(folder: Path) -> Path:

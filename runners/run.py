@@ -5,9 +5,10 @@ import gc
 import importlib
 import logging
 import shutil
+import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from evals.harness import Evaluation, TaskRequest, evaluate
+from evals.harness import Evaluation, Stopped, TaskRequest, evaluate
 from methods.batch import Batch
 from methods.kinds import Causal, adapter
 from methods.method import Method
 from methods.objective import Objective
-from runners import fingerprint, record, signatures, training
+from runners import checkpoints, failures, fingerprint, lock, preemption, processes, record, signatures, training
 from runners.batches import Batches, make_batches
 from runners.compose import RunSpec
 from runners.data import Examples, load_rows, tokenize
-from runners.engine import TrainingEngine, device, frozen_engine, start_processes
+from runners.engine import TrainingEngine, device, frozen_engine
 from runners.errors import UserError
 from runners.models import context_length, load_model, load_tokenizer
 from runners.progress import progress
 from runners.record import Recorder
-from runners.tracker import Tracker, open_tracker
+from runners.tracker import NullTracker, Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -37,123 +38,218 @@ log = logging.getLogger(__name__)
 def run(spec: RunSpec) -> dict[str, Any]:
     """Make a run's result exist: skip it when done, run its parent first, then itself. Returns the result.
 
+    Every rank calls it where several were started; only the first decides and writes.
+
     Raises:
-        UserError: the parent is stale; a mistake that only the data or the model could show.
+        UserError: the parent is stale; a mistake that only the data or the model could show; what the machine refuses.
+        BusyError: another process is at work on it, and `busy=fail`.
+        Preempted: told to stop; the same command continues.
     """
-    known = record.status(spec)
-    again = spec.config["rerun"]
-    if known.result is not None and (known.state == "done" or again == "missing") and again != "all":
-        if known.state == "stale":
-            log.warning("skipped: %s is stale (%s); rerun=stale runs it again", spec.name, known.reason)
-        else:
-            log.info("skipped: %s is done (%s)", spec.name, spec.folder / "result.json")
-        return known.result
+    if processes.given():
+        processes.join(spec.folder)
+    with contextlib.ExitStack() as held:
+        held.enter_context(preemption.listening())
+        try:
+            return _run_locked(spec, held)
+        except Exception as error:
+            known = failures.explain(error, spec.config, spec.folder)
+            if known is None:
+                raise
+            raise known from error
+
+
+def _run_locked(spec: RunSpec, held: contextlib.ExitStack) -> dict[str, Any]:
+    known = processes.first_decides(lambda: _take(spec, held))
+    if known is not None:
+        return known
     if spec.parent is not None:
         if signatures.read(spec.config["method"]["_target_"]).attributes.get("trained"):
             load_rows(spec.config["dataset"])  # a mistake in the data is told before the parent's minutes of training
-        _ensure_parent(spec)
-    if known.result is not None:
-        log.info("%s: its former result is kept in %s", spec.name, record.set_aside(spec.folder))
-    with _logging_to(spec.folder):
-        return _execute(spec)
+        _ensure_parent(spec, spec.parent)
+    processes.first_decides(lambda: _make_way(spec))
+    workers, nodes = max(spec.config["gpus"], spec.config["processes"]), spec.config["nodes"]
+    if processes.given() or workers * nodes == 1:
+        return execute(spec)
+    if nodes > 1:
+        raise UserError(f"nodes={nodes}: needs hydra/launcher=slurm, or to be started by srun or torchrun on each node")
+    try:
+        result = processes.launch(workers, spec.config["engine"]["threads"], execute, spec)
+    except processes.WorkerError as error:
+        _note_failure(spec, error)
+        if not error.expected:
+            print(error.trace, file=sys.stderr)
+        raise
+    assert isinstance(result, dict)
+    return result
 
 
-def _ensure_parent(spec: RunSpec) -> None:
-    parent = spec.parent
-    assert parent is not None
-    known = record.status(parent)
+def _take(spec: RunSpec, held: contextlib.ExitStack) -> dict[str, Any] | None:
+    """Take the run's lock, unless it need not run: then its result."""
+    result = _result_to_keep(spec)
+    if result is None:
+        held.enter_context(lock.held(spec.folder, wait=spec.config["busy"] == "wait"))
+        result = _result_to_keep(spec)  # another process may just have done it
+    return result
+
+
+def _result_to_keep(spec: RunSpec) -> dict[str, Any] | None:
+    known = record.status(spec)
+    again = spec.config["rerun"]
+    if known.result is None or again == "all" or (known.state == "stale" and again == "stale"):
+        return None
+    if known.state == "stale":
+        log.warning("skipped: %s is stale (%s); rerun=stale runs it again", spec.name, known.reason)
+    else:
+        log.info("skipped: %s is done (%s)", spec.name, known.folder / "result.json")
+    return known.result
+
+
+def _ensure_parent(spec: RunSpec, parent: RunSpec) -> None:
+    known = processes.first_decides(lambda: record.status(parent))
     if known.state == "stale" and spec.config["rerun"] == "missing":
         raise UserError(
-            f"model.from_run: the parent run {parent.folder} is stale ({known.reason}); add rerun=stale to run it again"
+            f"model.from_run: the parent run {known.folder} is stale ({known.reason}); add rerun=stale to run it again"
         )
     if known.state != "done":
         log.info("%s needs %s, which runs first", spec.name, parent.name)
         run(parent)
-    if not (parent.folder / "model").is_dir():
-        raise UserError(f"model.from_run: {parent.folder} holds no final weights (keep=none); run it with keep=last")
+    problem = processes.first_decides(lambda: record.weights_problem(record.status(parent).folder))
+    if problem is not None:
+        raise UserError(f"model.from_run: {problem}; run it again with keep=last")
 
 
-def _execute(spec: RunSpec) -> dict[str, Any]:
-    recorder = Recorder(spec)
-    began = time.perf_counter()
+def _make_way(spec: RunSpec) -> None:
+    """Put out of the way what this attempt must not continue: a result that is made again, work of another source."""
+    if record.read_result(spec.folder) is not None:
+        log.info("%s: its former result is kept in %s", spec.name, record.set_aside(spec.folder))
+        return
+    changed = record.begun_by(spec.folder) not in (None, spec.source)
+    if changed and any((spec.folder / name).exists() for name in ("checkpoints", "method.json")):
+        aside = record.set_aside(spec.folder)
+        log.warning("%s: its source has changed meanwhile, it starts anew (its former work: %s)", spec.name, aside)
+
+
+def _note_failure(spec: RunSpec, error: processes.WorkerError) -> None:
+    """Leave the failing rank's traceback in the run's log, and why it failed."""
+    with contextlib.suppress(OSError):
+        Recorder(spec).failure(error)
+        with (spec.folder / "run.log").open("a", encoding="utf-8") as file:
+            file.write(f"{error}\n{error.trace}")
+
+
+def execute(spec: RunSpec) -> dict[str, Any]:
+    """Do a run that is known to be due, as one of its ranks; nobody else is at work on it. Returns its result."""
     config = spec.config
     if config["engine"]["threads"]:
         torch.set_num_threads(config["engine"]["threads"])
-    rank, world = start_processes()
-    recorder.open(
-        {
-            **fingerprint.environment(),
-            "processes": world,
-            "threads": torch.get_num_threads(),
-            "device": str(device()),
-        }
-    )
-    group, job_type = spec.experiment, spec.choices["method"]
-    log.info("run %s", spec.name)
-    tracker = open_tracker(
-        config["tracker"],
+    rank, world = processes.join(spec.folder)
+    with preemption.listening(), _logging_to(spec.folder) if rank == 0 else contextlib.nullcontext():
+        recorder = Recorder(spec, writes=rank == 0)
+        recorder.open(
+            {
+                **fingerprint.environment(),
+                "processes": world,
+                "threads": torch.get_num_threads(),
+                "device": str(device()),
+            }
+        )
+        tracker: Tracker = NullTracker()
+        try:
+            if rank == 0:
+                log.info("run %s", spec.name)
+                tracker = _open_tracker(spec)
+            result = _measure(spec, recorder, tracker, rank, world)
+        except BaseException as error:
+            recorder.failure(error)
+            tracker.finish(failed=True)
+            raise
+        tracker.summary(_flat(result))
+        recorder.result(result)
+        if rank == 0:
+            _tidy(spec)
+        tracker.finish()
+        log.info("done: %s in %.0f s", spec.name, result["seconds"])
+        return result
+
+
+def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, world: int) -> dict[str, Any]:
+    """The method, then the evaluation; what an earlier attempt has ended is not done again."""
+    began = time.perf_counter()
+    training.seed_everything(spec.seed, rank)
+    context = RunContext(spec, recorder, tracker, rank, world)
+    ended = processes.agree(recorder.method_ended() if rank == 0 else None)
+    if ended is None:
+        ended = {"method_metrics": dict(context.method.run(context)), "seconds": time.perf_counter() - began}
+        if context.method.trained:
+            context.save_model()
+        recorder.method_end(ended)
+    else:
+        log.info("%s: the method has ended in an earlier attempt, its result is evaluated", spec.name)
+    context.close()
+    evaluating = time.perf_counter()
+    evaluation = _evaluate(spec, context, world)
+    for task, samples in evaluation.samples.items():
+        recorder.samples(task, samples)
+    return {
+        "metrics": evaluation.metrics,
+        "samples": evaluation.n_samples,
+        "cut_prompts": evaluation.cut_prompts,
+        "evaluation": {
+            "lm_eval": evaluation.lm_eval_version,
+            "tasks": evaluation.task_versions,
+            "num_fewshot": evaluation.num_fewshot,
+            "groups": evaluation.groups,
+            "higher_is_better": evaluation.higher_is_better,
+        },
+        "method_metrics": ended["method_metrics"],
+        "seconds": ended["seconds"] + time.perf_counter() - evaluating,
+    }
+
+
+def _open_tracker(spec: RunSpec) -> Tracker:
+    return open_tracker(
+        spec.config["tracker"],
         folder=spec.folder,
         name=spec.name,
-        group=group,
-        job_type=job_type,
-        config={**config, "identity": spec.identity},
+        group=spec.experiment,
+        job_type=spec.choices["method"],
+        config={**spec.config, "identity": spec.identity},
     )
-    try:
-        training.seed_everything(spec.seed)
-        context = RunContext(spec, recorder, tracker, rank, world)
-        method_metrics = dict(context.method.run(context))
-        trained = bool(context.method.trained)
-        if trained:
-            context.save_model()
-        context.close()
-        evaluation = _evaluate(spec, context)
-        seconds = time.perf_counter() - began
-        for task, samples in evaluation.samples.items():
-            recorder.samples(task, samples)
-        result = {
-            "metrics": evaluation.metrics,
-            "samples": evaluation.n_samples,
-            "cut_prompts": evaluation.cut_prompts,
-            "evaluation": {
-                "lm_eval": evaluation.lm_eval_version,
-                "tasks": evaluation.task_versions,
-                "num_fewshot": evaluation.num_fewshot,
-                "groups": evaluation.groups,
-                "higher_is_better": evaluation.higher_is_better,
-            },
-            "method_metrics": method_metrics,
-            "seconds": seconds,
-        }
-        tracker.summary(_flat(result))
-    except BaseException as error:
-        recorder.failure(error)
-        tracker.finish(failed=True)
-        raise
-    shutil.rmtree(spec.folder / "checkpoints", ignore_errors=True)
-    if config["keep"] == "none":
+
+
+def _tidy(spec: RunSpec) -> None:
+    """Delete what a done run need not keep; the result is written already."""
+    keep = spec.config["keep"]
+    if keep in ("none", "last"):
+        shutil.rmtree(spec.folder / "checkpoints", ignore_errors=True)
+    elif keep == "best":
+        found = checkpoints.sealed(spec.folder / "checkpoints")
+        chosen = checkpoints.best(found, spec.config["best_metric"], spec.config["best_is"] == "lower")
+        for path in (spec.folder / "checkpoints").iterdir():
+            if path != chosen:
+                shutil.rmtree(path, ignore_errors=True)
+    checkpoints.clear_leftovers(spec.folder)
+    if keep == "none":
         shutil.rmtree(spec.folder / "model", ignore_errors=True)
-    recorder.result(result)
-    tracker.finish()
-    log.info("done: %s in %.0f s", spec.name, seconds)
-    return result
 
 
-def _evaluate(spec: RunSpec, context: "RunContext") -> Evaluation:
+def _evaluate(spec: RunSpec, context: "RunContext", world: int) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
-    settings = spec.config["evaluation"]
+    settings, engine = spec.config["evaluation"], spec.config["engine"]
     if not settings["tasks"]:
         return Evaluation()
-    saved = spec.folder / "model"
     # Evaluation runs in the precision the model computes with.
-    dtype = "bfloat16" if spec.config["engine"]["precision"] != "fp32" else spec.config["model"]["dtype"]
+    dtype = "bfloat16" if engine["precision"] != "fp32" else spec.config["model"]["dtype"]
     if context.method.trained:
+        saved = spec.folder / "model"
         source = {**spec.config["model"], "id": str(saved), "from_run": None, "architecture": None}
         model = load_model(source, None, len(context.tokenizer), dtype)
     else:
         model = load_model(spec.config["model"], context.parent, len(context.tokenizer), dtype)
+    sharded = engine["zero_stage"] == 3 and world > 1
     try:
         return evaluate(
-            model.to(device()).eval(),
+            frozen_engine(model, engine).module if sharded else model.to(device()).eval(),
             context.tokenizer,
             [TaskRequest(**task) for task in settings["tasks"]],
             batch_size=settings["batch_size"],
@@ -164,7 +260,14 @@ def _evaluate(spec: RunSpec, context: "RunContext") -> Evaluation:
             seed=spec.seed,
             apply_chat_template=settings["apply_chat_template"],
             confirm_run_unsafe_code=settings["confirm_run_unsafe_code"],
+            journal=spec.folder / "evaluation.jsonl",
+            fingerprint=spec.source,
+            lockstep=sharded,
+            should_stop=preemption.requested,
+            on_progress=context.tell("evaluation"),
         )
+    except Stopped:
+        raise preemption.stop("in its evaluation") from None
     except ValueError as error:
         raise UserError(f"evaluation: {error}") from error
 
@@ -177,7 +280,7 @@ class RunContext:
         self._recorder, self._tracker = recorder, tracker
         self._rank, self._world = rank, world
         self.kind: Causal = adapter(spec.config["model"]["kind"])
-        self.parent = spec.parent.folder if spec.parent else None
+        self.parent = record.status(spec.parent).folder if spec.parent else None
         self.method = build_method(spec.config["method"])
         self._roles: dict[str, nn.Module] = {}
         self._engines: dict[str, TrainingEngine] = {}
@@ -234,6 +337,7 @@ class RunContext:
                     self.config["optimizer"],
                     self.config["engine"],
                     self.config["training"]["clip_norm"],
+                    universal=self._resume is not None and self._resume.universal,
                 )
                 self._engines[name], self._roles[name] = engine, engine.engine
             else:
@@ -243,9 +347,30 @@ class RunContext:
     def batches(self, description: str) -> Iterator[Batch]:
         """All training examples once, in the order of the data set, in micro-batches."""
         with progress(description, self.examples) as advance:
+            tell, done = self.tell(description), 0
             for batch in self._data.in_order():
+                if processes.any_rank(preemption.requested()):
+                    raise preemption.stop(f"before training, {description}")
                 yield batch.to(device())
                 advance(len(batch.example_S))
+                done += len(batch.example_S)
+                tell(done, self.examples)
+
+    @cached_property
+    def _resume(self) -> training.Resume | None:
+        """Where training continues; found once, by the first rank, for all."""
+        return processes.first_decides(
+            lambda: training.find_resume(self.folder, self._world, self.config["engine"]["zero_stage"])
+        )
+
+    def restore(self, method: Method) -> None:
+        """Give a method back what it had computed before the run was interrupted."""
+        training.restore_method(method, self.folder, self._resume)
+
+    def prepared(self, method: Method) -> None:
+        """Keep what a method has computed before its training."""
+        if self._rank == 0 and self._resume is None:
+            training.save_prepared(method, self.folder)
 
     def train(self, objective: Method) -> Mapping[str, float]:
         """Minimise the objective on its trained role."""
@@ -253,11 +378,28 @@ class RunContext:
             raise UserError(f"method={type(objective).__name__}: an objective trains one role, got {objective.trained}")
         roles = {name: self.role(name) for name in (*objective.trained, *objective.frozen)}
         engine = self._engines[objective.trained[0]]
-        start = training.restore(engine, objective, self.folder)
-        self._recorder.forget_after(start)
+        done = training.restore(engine, self._resume, self.seed)
+        self._recorder.forget_after(done.step)
+        by_metric = self.config["best_metric"] if self.config["keep"] == "best" else None
+        keep = training.Keep(self.config["keep"] == "all", by_metric, self.config["best_is"] == "lower")
+        # One process's trace shows them all: they do the same work at the same time.
+        traced = self.config["training"]["profile"] and self._rank == 0
         return training.train(
-            objective, engine, roles, self._data, self.config["training"], self.folder, self._log, start
+            objective,
+            engine,
+            roles,
+            self._data,
+            self.config["training"],
+            self._log,
+            lambda progress: training.save(engine, objective, self.folder, progress, keep),
+            done,
+            self.tell("training"),
+            self.folder / "profile" / "trace.json" if traced else None,
         )
+
+    def tell(self, phase: str) -> Callable[[int, int], None]:
+        """A function of (done, total) that notes how far a phase of the run is, for `job=status`."""
+        return self._recorder.progress(phase)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Record metrics that belong to no training step."""
@@ -271,12 +413,14 @@ class RunContext:
     def save_model(self) -> None:
         """Write the trained policy and its tokenizer to `<run>/model`, as transformers loads them."""
         engine = self._engines[self.method.trained[0]]
-        weights = engine.weights()
-        beside = self.folder / "model.writing"
-        engine.engine.module.save_pretrained(beside, state_dict=weights, safe_serialization=True)
-        self.tokenizer.save_pretrained(beside)
-        shutil.rmtree(self.folder / "model", ignore_errors=True)
-        beside.rename(self.folder / "model")
+        weights = engine.weights()  # gathered by all ranks
+        if self._rank == 0:
+            final = self.folder / "model"
+            aside = checkpoints.written_aside(final)
+            engine.engine.module.save_pretrained(aside, state_dict=weights, safe_serialization=True)
+            self.tokenizer.save_pretrained(aside)
+            checkpoints.seal(aside, final)
+        torch.distributed.barrier()
 
     def close(self) -> None:
         """Free models and engines before the evaluation loads what was saved."""

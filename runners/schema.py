@@ -25,6 +25,7 @@ class Model:
     kind: Kind = "causal"
     id: str | None = None  # a Hugging Face hub id or a local folder
     revision: str | None = None  # of a hub id; null: main, resolved to its commit
+    model_type: str | None = None  # what transformers calls the architecture of the id; debug=random builds a small one
     from_run: Annotated[list[str], Field(min_length=1)] | None = (
         None  # the overrides of the run whose final weights are taken
     )
@@ -39,8 +40,8 @@ class Model:
         sources = [name for name in ("id", "from_run", "architecture") if getattr(self, name) is not None]
         if len(sources) != 1:
             raise ValueError(f"must set exactly one of model.id, model.from_run, model.architecture, got {sources}")
-        if self.architecture is not None and "model_type" not in self.architecture:
-            raise ValueError("model.architecture must name its model_type")
+        if self.architecture is not None and self.architecture.get("model_type") is None:
+            raise ValueError("model.architecture must name its model_type (that of debug=random is model.model_type)")
         if self.architecture is not None and self.tokenizer is None:
             raise ValueError("model.tokenizer must be given with model.architecture")
 
@@ -87,8 +88,10 @@ class Training:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Fraction = 0.03  # share of the steps over which the learning rate rises linearly from 0
     clip_norm: PositiveFloat | None = 1.0  # of the global gradient; null: no clipping
-    checkpoint_every: PositiveInt | None = None  # optimizer steps; null: only the final weights are kept
+    checkpoint_every: PositiveInt | None = None  # optimizer steps
+    checkpoint_minutes: PositiveFloat | None = 10.0  # and whenever the last one is so old
     log_every: PositiveInt = 10
+    profile: bool = False  # a trace of a few steps by torch's profiler, in the run's folder
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -196,7 +199,7 @@ class Root:
     processes: PositiveInt = 1  # workers on CPU cores
     gpus: NonNegativeInt = 0  # of each node, one worker each; 0: CPU, or the one GPU that is there
     nodes: PositiveInt = 1
-    debug: str | None = None
+    debug: dict[str, Any] | None = None  # a preset, as it was expanded
     runs: list[str] = field(default_factory=list)  # job=diff, job=export: folders of runs
     to: str | None = None  # job=export: the folder to write
     plugins: str | list[str] | None = None

@@ -49,8 +49,13 @@ def read(path: str) -> Target:
 
 def imported_modules(module: str) -> list[str]:
     """Dotted names of the modules that a module of ours imports anywhere in its source."""
+    return _imports(module, _tree(module))
+
+
+@lru_cache(maxsize=512)  # by the tree, which is another one once the source has been read again
+def _imports(module: str, tree: ast.Module) -> list[str]:
     names = []
-    for node in ast.walk(_tree(module)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -1,14 +1,19 @@
 """The cells of a command, composed and checked; which of them are left to run."""
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
-from runners import lock, record
-from runners.compose import RunSpec, run_spec
+from runners import ledger, record
+from runners.compose import Parents, RunSpec, run_spec
 from runners.errors import UserError
-from runners.plan import Plan, plans
+from runners.plan import Cell, Plan, plans
 from runners.tables.experiment import Experiment
+from runners.tables.measurements import seed_list
 
 log = logging.getLogger(__name__)
+
+_FEW = 5  # cells that are skipped with a line each
 
 Checked = list[tuple[Plan, list[RunSpec]]]
 
@@ -22,11 +27,12 @@ def check_all(arguments: list[str]) -> Checked:
     """
     checked: Checked = []
     problems: dict[str, int] = {}
+    parents: Parents = {}
     for plan in plans(arguments):
         specs = []
         for cell in plan.cells:
             try:
-                specs.append(run_spec(cell.overrides))
+                specs.append(run_spec(cell.overrides, parents=parents))
             except UserError as error:
                 problems[str(error)] = problems.get(str(error), 0) + 1
         checked.append((plan, specs))
@@ -41,22 +47,70 @@ def check_all(arguments: list[str]) -> Checked:
     return checked
 
 
+def outputs_of(checked: Checked) -> Path:
+    """The folder below which the runs of a command are kept."""
+    return Path(checked[0][1][0].config["outputs"]).expanduser()
+
+
 def left_to_run(checked: Checked) -> list[RunSpec]:
-    """The cells to run, each once; a line for every one that is skipped."""
-    distinct = {spec.folder: spec for _, specs in checked for spec in specs}
-    due = [spec for spec in distinct.values() if is_due(spec)]
+    """The cells to run, each once, entered in the ledgers of their tables; what is skipped is told.
+
+    Raises:
+        UserError: cells have run with a configuration that has changed since (`changed=accept` goes on).
+    """
+    for plan, specs in checked:
+        ledger.check(plan, specs)
+    for plan, specs in checked:
+        ledger.enter(plan, specs)
+    distinct: dict[Path, tuple[Cell, RunSpec]] = {}
+    for plan, specs in checked:
+        for cell, spec in zip(plan.cells, specs, strict=True):
+            distinct.setdefault(spec.folder, (cell, spec))
+    known = [(cell, spec, record.status(spec)) for cell, spec in distinct.values()]
+    skipped = [(cell, spec, state) for cell, spec, state in known if is_skipped(spec, state)]
+    _tell_skipped(skipped, len(known))
+    due = [(spec, state) for _, spec, state in known if not is_skipped(spec, state)]
     # Those that another process is at work on come last: meanwhile the others get done.
-    return sorted(due, key=lambda spec: lock.holder(spec.folder) is not None)
+    return [spec for spec, _ in sorted(due, key=lambda item: item[1].state == "running")]
 
 
 def is_due(spec: RunSpec) -> bool:
     """Whether a run is due; when it is not, a line says why."""
     known = record.status(spec)
-    again = spec.config["rerun"]
-    if known.state == "stale" and again == "missing":
+    if not is_skipped(spec, known):
+        return True
+    if known.state == "stale":
         log.warning("skipped: %s is stale (%s); rerun=stale runs it again", spec.name, known.reason)
-        return False
-    if known.state == "done" and again != "all":
-        log.info("skipped: %s is done (%s)", spec.name, known.folder / "result.json")
-        return False
-    return True
+    else:
+        _tell_done(spec, known)
+    return False
+
+
+def is_skipped(spec: RunSpec, known: record.Status) -> bool:
+    """Whether a run in this state is left as it is."""
+    again = spec.config["rerun"]
+    return (known.state == "stale" and again == "missing") or (known.state == "done" and again != "all")
+
+
+def _tell_skipped(skipped: Sequence[tuple[Cell, RunSpec, record.Status]], total: int) -> None:
+    """A line for each cell that is done, or one for all where they are many; one that names every stale cell."""
+    done = [(spec, known) for _, spec, known in skipped if known.state == "done"]
+    if len(done) > _FEW:
+        log.info("skipped: %d of %d cells are done", len(done), total)
+    else:
+        for spec, known in done:
+            _tell_done(spec, known)
+    stale: dict[str, dict[str, list[int]]] = {}  # reason -> row -> seeds
+    for cell, _, known in skipped:
+        if known.state == "stale":
+            stale.setdefault(known.reason, {}).setdefault(cell.row, []).append(cell.seed)
+    for reason, rows in stale.items():
+        names = "; ".join(f"{row} {seed_list(sorted(seeds))}" for row, seeds in rows.items())
+        count = sum(len(seeds) for seeds in rows.values())
+        log.warning(
+            "skipped: %d of %d cells are stale (%s): %s; rerun=stale runs them again", count, total, reason, names
+        )
+
+
+def _tell_done(spec: RunSpec, known: record.Status) -> None:
+    log.info("skipped: %s is done (%s)", spec.name, known.folder / "result.json")

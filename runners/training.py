@@ -1,12 +1,14 @@
 """The one training loop, for every objective, on one process or many."""
 
+import contextlib
+import json
 import logging
 import math
 import os
 import random
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from methods.method import Method
 from methods.objective import Objective
-from runners import checkpoints
+from runners import checkpoints, preemption, processes
 from runners.batches import Batches
-from runners.engine import NonFiniteError, TrainingEngine, device
+from runners.engine import NonFiniteError, TrainingEngine, device, to_universal
+from runners.errors import UserError
 from runners.progress import progress
 
 log = logging.getLogger(__name__)
@@ -41,15 +45,29 @@ def total_steps(settings: Mapping[str, Any], steps_per_epoch: int) -> int:
     return math.ceil(settings["epochs"] * steps_per_epoch)
 
 
+@dataclass
+class Progress:
+    """How far a run's training is: what a checkpoint notes besides weights, optimizer and random states."""
+
+    step: int = 0  # optimizer steps done
+    units: int = 0
+    target_tokens: int = 0
+    seconds: float = 0.0  # spent in the loop, over all attempts
+    loss: float = math.nan  # last logged
+    metrics: dict[str, float] = field(default_factory=dict)  # last logged
+
+
 def train(
     objective: Objective,
     engine: TrainingEngine,
     roles: Mapping[str, nn.Module],
     batches: Batches,
     settings: Mapping[str, Any],
-    folder: Path,
     record: Callable[[Mapping[str, float], int], None],
-    start: int = 0,
+    save: Callable[[Progress], None],
+    done: Progress | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    trace: Path | None = None,
 ) -> dict[str, float]:
     """Minimise an objective.
 
@@ -59,65 +77,79 @@ def train(
         roles: every role the objective may call, the trained one's engine included.
         batches: the global batch of every step.
         settings: `training:`.
-        folder: of the run, for checkpoints.
         record: called with (metrics, step) every `log_every` steps and at the last.
-        start: optimizer steps already done (restored from a checkpoint).
+        save: called between two steps when a checkpoint is due.
+        done: what was done before, from a checkpoint.
+        tell: called with (steps done, total) after every step.
+        trace: where to write a profile of a few steps.
 
     Returns:
-        train/loss (mean of the last steps logged), steps, units, tokens and seconds.
+        train/loss (mean of the last step logged), steps, units, tokens and seconds.
 
     Raises:
         NonFiniteError: loss or gradient not finite; names step and batch, before the weights are touched.
+        Preempted: told to stop; a checkpoint has been saved.
     """
     total = total_steps(settings, batches.steps_per_epoch)
-    began = logged_at = time.perf_counter()
-    units = targets = targets_logged = 0
-    loss = math.nan
+    done = done or Progress()
+    first, every = done.step, settings["checkpoint_every"]
+    spent = done.seconds
+    began = logged_at = saved_at = time.perf_counter()
+    tokens_logged = done.target_tokens
     engine.engine.train()
-    with progress("training", total) as advance:
-        advance(start)
-        for step in range(start, total):
+    with progress("training", total) as advance, profiled(trace) as profile_step:
+        advance(first)
+        for step in range(first, total):
             micro_batches = [batch.to(device()) for batch in batches.of_step(step)]
-            count = _sum_over_processes(sum(objective.count(batch) for batch in micro_batches), engine.world)
+            overdue = time.perf_counter() - saved_at > 60 * (settings["checkpoint_minutes"] or math.inf)
+            counts = [
+                sum(objective.count(batch) for batch in micro_batches),
+                sum(batch.target_count for batch in micro_batches),
+                preemption.requested(),
+                overdue,
+            ]
+            # All processes learn together what to divide by, and whether one of them has been told to stop.
+            count, tokens, stop, late = (int(value) for value in _sums_over_processes(counts, engine.world))
+            if step > first and (stop or late or (every is not None and step % every == 0)):
+                done.seconds = spent + time.perf_counter() - began
+                save(done)
+                saved_at = time.perf_counter()
+            if stop:
+                raise preemption.stop(f"after step {step} of {total}")
             factor = rate(step, total, settings["schedule"], settings["warmup_ratio"])
             sums = _accumulate(objective, engine, roles, micro_batches, max(count, 1))
             where = f"at step {step + 1} of {total}, batch of examples {_listed(batches.global_batch(step))}"
-            summed = _sum_over_processes(sums["loss"], engine.world)  # so that all processes stop together
+            (summed,) = _sums_over_processes([sums["loss"]], engine.world)  # so that all processes stop together
             if not math.isfinite(summed):
                 raise NonFiniteError(f"loss is {summed} {where}; the weights were not updated")
             norm = engine.step(factor, where)
             objective.after_step(step)
-            units += count
-            done = step + 1
-            targets += sum(batch.target_count for batch in micro_batches)
-            if done % settings["log_every"] == 0 or done == total:
-                metrics = {
-                    f"train/{name}": _sum_over_processes(value, engine.world) / max(count, 1)
-                    for name, value in sums.items()
-                }
+            done.step, done.units, done.target_tokens = step + 1, done.units + count, done.target_tokens + tokens
+            if done.step % settings["log_every"] == 0 or done.step == total:
+                values = _sums_over_processes(list(sums.values()), engine.world)
+                metrics = {f"train/{name}": value / max(count, 1) for name, value in zip(sums, values, strict=True)}
                 now = time.perf_counter()
-                speed = (targets - targets_logged) * engine.world / (now - logged_at)
+                speed = (done.target_tokens - tokens_logged) / (now - logged_at)
                 metrics |= {
                     "train/learning_rate": engine.optimizer.param_groups[0]["lr"],
                     "train/target_tokens_per_second": speed,
-                    "train/epoch": done / batches.steps_per_epoch,
+                    "train/epoch": done.step / batches.steps_per_epoch,
                 }
                 if norm is not None:
                     metrics["train/gradient_norm"] = norm
-                logged_at, targets_logged, loss = now, targets, metrics["train/loss"]
-                record(metrics, done)
-                advance(0, f"loss {loss:.4f}  {speed:,.0f} tokens/s")
+                logged_at, tokens_logged = now, done.target_tokens
+                done.loss, done.metrics = metrics["train/loss"], metrics
+                record(metrics, done.step)
+                advance(0, f"loss {done.loss:.4f}  {speed:,.0f} tokens/s")
             advance(1)
-            every = settings["checkpoint_every"]
-            if every is not None and done % every == 0 and done < total:
-                save(engine, objective, folder, done)
-    seconds = time.perf_counter() - began
+            profile_step()
+            tell(done.step, total)
     return {
-        "train/loss": loss,
+        "train/loss": done.loss,
         "train/steps": total,
-        "train/units": units,
-        "train/target_tokens": targets * engine.world,
-        "train/seconds": seconds,
+        "train/units": done.units,
+        "train/target_tokens": done.target_tokens,
+        "train/seconds": spent + time.perf_counter() - began,
     }
 
 
@@ -138,13 +170,14 @@ def _accumulate(
     return sums
 
 
-def _sum_over_processes(value: float | Tensor, world: int) -> Any:
-    number = value.item() if isinstance(value, Tensor) else value
+def _sums_over_processes(values: list[Any], world: int) -> list[float]:
+    """Each value summed over the processes: one exchange for all of them."""
+    numbers = [float(value.item() if isinstance(value, Tensor) else value) for value in values]
     if world == 1:
-        return number
-    total = torch.tensor(float(number), dtype=torch.float64, device=device())
+        return numbers
+    total = torch.tensor(numbers, dtype=torch.float64, device=device())
     torch.distributed.all_reduce(total)
-    return type(number)(total.item())
+    return [float(value) for value in total.tolist()]
 
 
 def _listed(indices: Any, most: int = 8) -> str:
@@ -152,42 +185,162 @@ def _listed(indices: Any, most: int = 8) -> str:
     return f"[{', '.join(words)}{', ...' if len(indices) > most else ''}]"
 
 
-def save(engine: TrainingEngine, objective: Objective, folder: Path, done: int) -> None:
-    """Write a complete checkpoint after `done` optimizer steps.
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay while a run goes on, besides the last two: all, or the best by a logged metric."""
+
+    all: bool = False
+    best_metric: str | None = None
+    is_lower: bool = True
+
+    def spare(self, found: list[Path]) -> Path | None:
+        """The one that rotation leaves alone."""
+        return checkpoints.best(found, self.best_metric, self.is_lower) if self.best_metric else None
+
+
+DEFAULT_KEEP = Keep()
+
+
+def save(engine: TrainingEngine, objective: Method, folder: Path, done: Progress, keep: Keep = DEFAULT_KEEP) -> None:
+    """Write a complete checkpoint (every process takes part) and delete those that are not needed any more.
 
     Raises:
         NonFiniteError: a weight is not a number; such a checkpoint would push the last good one out.
     """
     if not engine.weights_are_finite():
-        raise NonFiniteError(f"weights are not finite after step {done}; the checkpoint was not written")
+        raise NonFiniteError(f"weights are not finite after step {done.step}; the checkpoint was not written")
+    rank, world = engine.rank, engine.world
     root = folder / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    final = root / checkpoints.name_of(done)
-    if checkpoints.damage(final) is None:
+    final = root / checkpoints.name_of(done.step)
+    aside: Path | None = None
+    if rank == 0 and checkpoints.damage(final) is not None:
+        aside = checkpoints.written_aside(final)
+    aside = processes.agree(aside)
+    if aside is None:
         return  # written before the run was interrupted
-    name = f"writing-{checkpoints.name_of(done)}"
-    for leftover in (root / name, final):
-        if engine.engine.global_rank == 0 and leftover.exists():
-            shutil.rmtree(leftover)
-    engine.save(str(root), name, {"step": done, "objective": objective.state_dict(), "random": _random_state()})
-    if engine.engine.global_rank == 0:
-        checkpoints.seal(root / name, final)
+    engine.save(str(root), aside.name)
+    torch.save(_random_state(), aside / f"random-rank{rank:05d}.pt")
+    if rank == 0:
+        torch.save(objective.state_dict(), aside / "method.pt")
+        noted = {**asdict(done), "world": world, "zero_stage": engine.zero_stage}
+        (aside / "loop.json").write_text(json.dumps(noted))
+    torch.distributed.barrier()
+    # Files of many gigabytes are read by all processes, each its share.
+    names = processes.agree(checkpoints.files_of(aside))
+    shares: list[Any] = [None] * world
+    torch.distributed.all_gather_object(shares, checkpoints.digests(aside, names[rank::world]))
+    if rank == 0:
+        checkpoints.seal(aside, final, {name: found for share in shares for name, found in share.items()})
+        if keep.all:
+            return
+        checkpoints.rotate(root, keep.spare)
 
 
-def restore(engine: TrainingEngine, objective: Objective, folder: Path) -> int:
-    """Continue from the newest healthy checkpoint. Returns the optimizer steps already done, 0 without one."""
-    found = checkpoints.latest(folder / "checkpoints")
+def save_prepared(objective: Method, folder: Path) -> None:
+    """Keep what `prepare` computed, which a run that is stopped before its first checkpoint need not repeat."""
+    state = objective.state_dict()
+    final = folder / "checkpoints" / "prepared"
+    if state and checkpoints.damage(final) is not None:
+        aside = checkpoints.written_aside(final)
+        torch.save(state, aside / "method.pt")
+        checkpoints.seal(aside, final)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run continues: a checkpoint, and the folder to load engines from (it, or what it was converted to)."""
+
+    checkpoint: Path
+    engines: Path
+
+    @property
+    def universal(self) -> bool:
+        """Whether the engines are in DeepSpeed's universal form."""
+        return self.engines != self.checkpoint
+
+
+def find_resume(folder: Path, world: int, zero_stage: int) -> Resume | None:
+    """The newest healthy checkpoint of a run, converted where another number of processes wrote it.
+
+    One process calls it and tells the others.
+
+    Raises:
+        UserError: it was written by an engine that this one cannot continue.
+    """
+    root = folder / "checkpoints"
+    checkpoints.clear_leftovers(root)
+    found = checkpoints.latest(root)
     if found is None:
-        return 0
-    state = engine.load(str(found.parent), found.name)
-    objective.load_state_dict(state["objective"])
-    _set_random_state(state["random"])
+        return None
+    noted = checkpoints.progress_of(found)
     log.info("continuing from %s", found)
-    return int(state["step"])
+    if (noted["world"], noted["zero_stage"]) == (world, zero_stage):
+        return Resume(found, found)
+    if bool(noted["zero_stage"]) != bool(zero_stage):
+        raise UserError(
+            f"engine.zero_stage={zero_stage}: {found} was written with engine.zero_stage={noted['zero_stage']}, "
+            "sharded and whole optimizers cannot continue one another; use that, or delete the checkpoints"
+        )
+    if zero_stage == 0:
+        return Resume(found, found)  # whole on every process
+    converted = root / f"universal-{found.name}"
+    if checkpoints.damage(converted) is not None:
+        log.info("it was written by %d processes, this is %d: converting it", noted["world"], world)
+        aside = checkpoints.written_aside(converted)
+        to_universal(found, aside)
+        checkpoints.seal(aside, converted)
+    return Resume(found, converted)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's global generators (dropout; anything else has its own)."""
+def restore_method(objective: Method, folder: Path, resume: Resume | None) -> None:
+    """Give a method back what it had computed: at its last checkpoint, or before training."""
+    source = resume.checkpoint if resume else folder / "checkpoints" / "prepared"
+    if resume is None and checkpoints.damage(source) is not None:
+        return
+    objective.load_state_dict(torch.load(source / "method.pt", weights_only=True))
+
+
+def restore(engine: TrainingEngine, resume: Resume | None, seed: int) -> Progress:
+    """Continue from a checkpoint: weights, optimizer and random states. Returns what was done before."""
+    if resume is None:
+        return Progress()
+    engine.load(str(resume.engines.parent), resume.engines.name)
+    noted = checkpoints.progress_of(resume.checkpoint)
+    path = resume.checkpoint / f"random-rank{engine.rank:05d}.pt"
+    if path.is_file():
+        _set_random_state(torch.load(path, weights_only=True))
+    else:  # fewer processes wrote it: this one begins a stream of its own
+        seed_everything(seed + noted["step"], engine.rank)
+    return Progress(**{key: value for key, value in noted.items() if key in Progress.__dataclass_fields__})
+
+
+@contextlib.contextmanager
+def profiled(trace: Path | None) -> Iterator[Callable[[], None]]:
+    """Yields what to call after every step; steps 3 to 5 are profiled, and `trace` holds them for a browser's viewer.
+
+    The first step allocates and compiles, the second warms the profiler up; neither says what a step costs.
+    """
+    if trace is None:
+        yield lambda: None
+        return
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    with torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1),
+        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(trace)),
+        record_shapes=True,
+        profile_memory=True,
+    ) as profiler:
+        yield profiler.step
+    if trace.is_file():
+        log.info("profile of steps 3 to 5: %s", trace)
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators (dropout; anything else has its own).
+
+    Each rank has a stream of its own; rank 0 has that of a run of one process.
+    """
+    seed = seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -195,9 +348,15 @@ def seed_everything(seed: int) -> None:
 
 
 def _random_state() -> dict[str, Any]:
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    """The global generators' states, in types that load without running code."""
+    numpy_state: Any = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -205,5 +364,5 @@ def _set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

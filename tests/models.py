@@ -40,6 +40,8 @@ def batches_of(
     packing: bool = False,
     row_length: int = 32,
     seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Batches:
-    """The batches of one process."""
-    return Batches(examples, batch_size, micro, packing, row_length, PAD, seed)
+    """The batches of one process, alone or one of several."""
+    return Batches(examples, batch_size, micro, packing, row_length, PAD, seed, rank, world)

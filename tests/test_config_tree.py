@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import yaml
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from evals import task_index
 from runners.compose import run_spec
-from runners.expand import choices, config_roots, groups, load_experiment, seeds_of
+from runners.expand import choices, config_roots, groups, load_experiment, preset, seeds_of, value_of
 from runners.plan import plans
 from runners.schema import GROUPS, PARTS, TARGETS, Root
 from runners.signatures import config_class, read
@@ -68,7 +69,7 @@ def defaults(schema: type) -> dict[str, Any]:
 
 
 def test_every_group_is_known_to_the_schema() -> None:
-    assert groups(ROOTS) == {*GROUPS, *TARGETS, *PARTS, "experiment"} - {"training"}
+    assert groups(ROOTS) == {*GROUPS, *TARGETS, *PARTS, "experiment", "debug"} - {"training"}
 
 
 CHOSEN = {group: choices(group, ROOTS) for group in (*GROUPS, *TARGETS, *PARTS) if group != "training"}
@@ -106,7 +107,7 @@ def test_training_has_the_keys_and_defaults_of_the_schema() -> None:
 
 def test_root_has_the_keys_and_defaults_of_the_schema() -> None:
     root = {key: value for key, value in plain(CONF / "config.yaml").items() if key not in ("training", "hydra")}
-    assert {**root, "experiment": None} == defaults(Root)
+    assert {**root, "experiment": None, "debug": None} == defaults(Root)
 
 
 def test_every_key_of_the_default_configuration_has_its_explanation() -> None:
@@ -114,6 +115,21 @@ def test_every_key_of_the_default_configuration_has_its_explanation() -> None:
     for group in ("model", "dataset", "evaluation"):
         lines = [line for line in (CONF / group / "_base.yaml").read_text().splitlines() if ":" in line]
         assert sum("#" in line for line in lines) >= len(lines) / 2
+
+
+@pytest.mark.parametrize("name", choices("debug", ROOTS))
+def test_every_word_of_a_preset_has_its_effect(name: str) -> None:
+    """None of them is undone by a later one, and each is a key or a choice that there is."""
+    words = preset([f"debug={name}"])
+    spec = run_spec([f"debug={name}"])
+    assert words and spec.config["debug"]["overrides"][0] == words[0]
+    for key in {word.partition("=")[0] for word in words}:
+        group, _, inner = key.partition(".")
+        value = value_of(words, key)
+        if not inner:
+            assert spec.choices[group] == value
+        elif inner != "architecture":
+            assert spec.config[group][inner] == yaml.safe_load(value or "null")
 
 
 # Targets -----------------------------------------------------------------------------------------------------
@@ -207,7 +223,7 @@ import sys
 import runners.main
 import runners.completion
 from hydra import initialize_config_module
-from runners.jobs import check_all
+from runners.sweep import check_all
 with initialize_config_module(config_module="conf", version_base="1.3"):
     ((plan, specs),) = check_all(["experiment=flow/language", "scale=mini", "row=pretrained,flow", "seed=1"])
     assert len(specs) == 2, len(specs)

@@ -1,28 +1,329 @@
-"""The mini experiments themselves, from nothing to their table (minutes: `make test-all`)."""
+"""Every experiment composes at every scale; every method and every full-scale row runs, small; what presets do.
+
+The mini experiments themselves, from nothing to their tables, take minutes: `make test-all`.
+"""
 
 import csv
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from string import Formatter
+from typing import Any
 
 import pytest
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 
-from tests.command import retable
+from runners.compose import RunSpec, run_spec
+from runners.expand import choices, config_roots, expand, load_experiment, seeds_of, value_of
+from runners.sweep import check_all
+from tests.command import TINY, retable, write_plugin
+
+ROOTS = config_roots([])
+METHODS = choices("method", ROOTS)
+EXPERIMENTS = {name: load_experiment(name, ROOTS) for name in choices("experiment", ROOTS)}
+TABLES = [(name, scale) for name, experiment in EXPERIMENTS.items() for scale in experiment["scales"]]
+MINI = [name for name, scale in TABLES if scale == "mini"]
+FULL_ROWS = [(name, row) for name, scale in TABLES if scale == "full" for row in EXPERIMENTS[name]["rows"]]
+
+ALLOWED = "evaluation.confirm_run_unsafe_code=true"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RETABLE_DATA", raising=False)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of runs for all tests here, so that what they start from is trained once."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture
+def composer() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module="conf", version_base="1.3"):
+        yield
+
+
+def composed(*words: str) -> RunSpec:
+    """The run that words mean, as a command would compose it."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module="conf", version_base="1.3"):
+        return run_spec(list(words))
+
+
+def ran(*words: str) -> tuple[RunSpec, dict[str, Any]]:
+    """Run a command in this process; what it means, and its result."""
+    ended = retable(*words)
+    assert ended.code == 0, ended.err
+    spec = composed(*words)
+    return spec, json.loads((spec.folder / "result.json").read_text())
+
+
+def measured_items(result: dict[str, Any]) -> set[int]:
+    """How many items were evaluated of the tasks of a result."""
+    return {count["effective"] for count in result["samples"].values()}
+
+
+def all_finite(values: dict[str, Any]) -> bool:
+    return all(math.isfinite(value) for value in values.values() if isinstance(value, float))
+
+
+# Every experiment, at every scale -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "scale"), TABLES)
+def test_every_cell_composes_and_passes_the_check(composer: None, name: str, scale: str) -> None:
+    experiment = EXPERIMENTS[name]
+    ((plan, specs),) = check_all([f"experiment={name}", f"scale={scale}", ALLOWED])
+    assert [(spec.row, spec.seed) for spec in specs] == [
+        (row, seed) for row in experiment["rows"] for seed in seeds_of(experiment, row, scale)
+    ]
+    assert plan.scale == scale and {(spec.experiment, spec.scale) for spec in specs} == {(name, scale)}
+    assert len({spec.folder for spec in specs}) == len(specs)
+
+
+@pytest.mark.parametrize(("name", "scale"), TABLES)
+@pytest.mark.parametrize("preset", choices("debug", ROOTS))
+def test_a_preset_makes_other_runs_and_another_table_of_it(composer: None, name: str, scale: str, preset: str) -> None:
+    words = [f"experiment={name}", f"scale={scale}", f"row={next(iter(EXPERIMENTS[name]['rows']))}", ALLOWED]
+    ((plan, specs),) = check_all(words)
+    ((debug_plan, debug_specs),) = check_all([*words, f"debug={preset}"])
+    assert not {spec.folder for spec in specs} & {spec.folder for spec in debug_specs}
+    assert debug_plan.variant not in ("", plan.variant)
+    assert debug_plan.experiment["title"] == f"{EXPERIMENTS[name]['title']} (debug={preset})"
+    assert all(entry["scale"] == "full, unchanged" for entry in debug_plan.experiment["published"])
+    for spec in debug_specs:
+        assert spec.choices["debug"] == preset and spec.config["tracker"]["name"] == "none"
+        if spec.parent is not None:
+            assert spec.parent.choices["debug"] == preset
+            assert spec.parent.config["training"]["steps"] == spec.config["training"]["steps"]
+
+
+def test_a_parent_is_a_debug_run_whatever_its_own_words_say(composer: None) -> None:
+    words = ["model=hf", 'model.from_run=["experiment=mini/pretraining","training.steps=700","optimizer.lr=1e-4"]']
+    (real, debug) = (run_spec([*words, *typed]).parent for typed in ([], ["debug=fast", "training.steps=5"]))
+    assert real is not None and debug is not None and real.folder != debug.folder
+    steps = [parent.config["training"]["steps"] for parent in (real, debug)]
+    assert steps == [700, 2] and debug.config["optimizer"]["lr"] == 1e-4
+
+
+# Every method, in miniature -----------------------------------------------------------------------------------
+
+
+def words_for(method: str) -> list[str]:
+    """The first row of a mini experiment that uses a method, or else the default run with it."""
+    for name in MINI:
+        for row in EXPERIMENTS[name]["rows"]:
+            words = [f"experiment={name}", "scale=mini", f"row={row}"]
+            if value_of(expand(words), "method") == method:
+                return words
+    return [f"method={method}"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_at_debug_fast(outputs: Path, method: str) -> None:
+    spec, result = ran(*words_for(method), "debug=fast", f"outputs={outputs}")
+    assert spec.choices["method"] == method == result["method"]
+    assert spec.config["training"]["steps"] == 2 == result["method_metrics"].get("train/steps", 2)
+    assert result["metrics"] and measured_items(result) == {4}
+    assert all(all_finite(values) for values in (result["method_metrics"], *result["metrics"].values()))
+
+
+def test_runs_at_debug_fast_share_their_base(outputs: Path) -> None:
+    """Of one preset, parents are trained once, and in two steps like the rest."""
+    for seed in (1, 2):
+        ran("method=untrained", "evaluation=none", "debug=fast", f"seed={seed}", f"outputs={outputs}")
+    (base,) = outputs.glob("mini/pretraining/base-mini_random-*/result.json")
+    assert json.loads(base.read_text())["method_metrics"]["train/steps"] == 2
+
+
+# Every full-scale row, with a small model of the same architecture --------------------------------------------
+
+# What `debug=random` may change of a full-scale run. Its data and its evaluation are the test's own.
+CHANGED = {
+    "model": {"id", "from_run", "architecture", "tokenizer"},
+    "training": {"steps", "epochs", "batch_size", "micro_batch_size", "too_long", "log_every", "checkpoint_every"},
+}
+
+
+def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
+    """A local copy of a hub set, with the columns that its templates name; long texts among them."""
+    columns = {
+        field
+        for value in dataset.values()
+        if isinstance(value, str) and "{" in value
+        for _, field, _, _ in Formatter().parse(value)
+        if field
+    }
+    rows = [{column: f"{column} {number} " * (1 + 40 * (number % 4)) for column in columns} for number in range(16)]
+    folder = root / dataset["path"].rpartition("/")[2]
+    folder.mkdir(parents=True)
+    (folder / f"{dataset['split']}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(("name", "row"), FULL_ROWS)
+def test_every_full_scale_row_runs_with_a_small_random_model(
+    outputs: Path, tmp_path: Path, name: str, row: str
+) -> None:
+    words = [f"experiment={name}", "scale=full", f"row={row}", ALLOWED]
+    full = composed(*words)
+    dataset = full.config["dataset"]
+    local = []
+    if dataset["source"] == "hub":
+        write_local_copy(dataset, tmp_path / "data")
+        local = [f"dataset.data_root={tmp_path / 'data'}"]
+    spec, result = ran(*words, *local, "evaluation=mini_world_validation", "debug=random", f"outputs={outputs}")
+
+    for group in ("method", "optimizer", "engine", "adapter", "penalty", "mix"):
+        assert spec.config[group] == full.config[group]
+    for group, changed in CHANGED.items():
+        differs = {key for key, value in spec.config[group].items() if value != full.config[group][key]}
+        assert differs <= changed
+    architecture = spec.config["model"]["architecture"]
+    assert architecture["model_type"] == full.config["model"]["model_type"]
+    assert result["method_metrics"].get("train/steps", 2) == 2
+    assert measured_items(result) == {4}
+    assert all(all_finite(values) for values in (result["method_metrics"], *result["metrics"].values()))
+    saved = spec.folder / "model" / "config.json"
+    if saved.is_file():
+        built = json.loads(saved.read_text())
+        assert (built["model_type"], built["num_hidden_layers"]) == (architecture["model_type"], 2)
+
+
+@pytest.mark.parametrize("model", choices("model", ROOTS))
+def test_random_builds_every_model_small(model: str) -> None:
+    """Every architecture that a model's YAML names can be built so, and takes a training step in both layers."""
+    import torch
+
+    from runners.models import load_model
+
+    needed = ["model.model_type=llama"] if model == "hf" else []
+    settings = composed(f"model={model}", *needed, "debug=random").config["model"]
+    built: Any = load_model(settings, None, 259)
+    tokens = torch.arange(24).reshape(2, 12)
+    built(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+    assert built.config.model_type == settings["model_type"]
+    assert built.config._attn_implementation == settings["attention"]
+    assert len(built.model.layers) == 2
+    assert sum(weight.numel() for weight in built.parameters()) < 1_000_000
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in built.model.layers.parameters())
+
+
+# Presets ------------------------------------------------------------------------------------------------------
+
+
+def test_the_users_words_win_over_the_preset() -> None:
+    _, result = ran(*TINY, "training.steps=3", "debug=fast")
+    assert result["method_metrics"]["train/steps"] == 3
+
+
+def test_overfit_learns_its_one_batch_by_heart() -> None:
+    spec, result = ran("model=mini_random", "debug=overfit")
+    lines = [json.loads(line) for line in (spec.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines]
+    assert len(losses) == 50 and losses[0] > 4  # nats per byte of an untrained model: ln 259 = 5.6
+    assert losses[-1] < losses[0] / 100
+    assert len({line["train/learning_rate"] for line in lines}) == 1
+    assert result["metrics"] == {}
+
+
+def test_profile_leaves_a_trace_of_three_steps() -> None:
+    spec, _ = ran("model=mini_random", "debug=profile")
+    events = json.loads((spec.folder / "profile" / "trace.json").read_text())["traceEvents"]
+    steps = {name for event in events if (name := event.get("name", "")).startswith("ProfilerStep#")}
+    assert steps == {"ProfilerStep#2", "ProfilerStep#3", "ProfilerStep#4"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["debug=fats"], "debug=fats: no such choice (nearest: fast)"),
+        (["experiment=flow/language", "debug=overfti"], "debug=overfti: no such choice (nearest: overfit)"),
+        (["debug=_base"], "debug=_base: no such choice"),
+        (["debug=fast,overfit"], "debug=fast,overfit: several values make a sweep, which needs -m"),
+        (
+            ["debug=random", "model=hf"],
+            "model.architecture must name its model_type (that of debug=random is model.model_type)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_preset_is_one_line(typed: list[str], message: str) -> None:
+    ended = retable(*typed)
+    assert ended.code == 1 and ended.error.startswith(message)
+    assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_the_table_of_a_debug_run_leaves_the_real_one_alone(tmp_path: Path) -> None:
+    words = [f"plugins={write_plugin(tmp_path / 'plugin')}", "experiment=tried/table", "row=sft", "seed=1"]
+    real = retable("-m", *words, "tracker=none")
+    assert real.code == 0, real.err
+    folder = Path("outputs/tried/table/")
+    (runs,) = folder.glob("sft-*")
+    (own,) = folder.glob("table-*")
+    written = (own / "table.csv").read_text()
+    debug = retable("-m", *words, "debug=fast")
+    assert debug.code == 0 and "A table of three rows (debug=fast)" in debug.out
+    assert len(list(folder.glob("sft-*"))) == len(list(folder.glob("table-*"))) == 2
+    assert (own / "table.csv").read_text() == written and runs.is_dir()
+    # Once both have run, a table is built again from its own runs.
+    again = retable(*words, "debug=fast", "job=table")
+    assert again.code == 0 and len(list(folder.glob("table-*"))) == 2
+
+
+def test_presets_can_be_swept() -> None:
+    ended = retable("-m", *TINY, "debug=fast,overfit")
+    assert ended.code == 0, ended.err
+    assert "debug=fast" in ended.out and "debug=overfit" in ended.out  # a row each
+    results = [json.loads(path.read_text()) for path in Path("outputs/runs").glob("finetune_sft-*/result.json")]
+    # TINY's two steps are the user's words, and win; what they do not say is the preset's.
+    assert sorted(result["method_metrics"]["train/units"] for result in results) == [2 * 8 * 6, 2 * 64 * 6]
+
+
+# The mini experiments -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the mini experiments, so that their base is trained once."""
+    return tmp_path_factory.mktemp("tables")
+
+
+def table_of(name: str, tables: Path) -> list[dict[str, str]]:
+    """Run a mini experiment; the cells of its table."""
+    ended = retable("-m", f"experiment={name}", "scale=mini", "tracker=none", f"outputs={tables}")
+    assert ended.code == 0, ended.err
+    with (tables / name / "table-mini" / "table.csv").open() as file:
+        return [cell for cell in csv.DictReader(file) if cell["kind"] == "row"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", MINI)
+def test_mini_experiment_ends_in_a_complete_table(tables: Path, name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    own = {(cell["row"], cell["column"]): cell for cell in table_of(name, tables)}
+    assert set(own) == {(row, column) for row in experiment["rows"] for column in experiment["columns"]["mini"]}
+    for (row, _), cell in own.items():
+        assert math.isfinite(float(cell["mean"]))
+        assert int(cell["n"]) == int(cell["expected"]) == len(seeds_of(experiment, row, "mini"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_flow_language_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flow_language_in_miniature(tables: Path) -> None:
     """The base masters at least three skills, and plain fine-tuning at the searched rate forgets at least 10 points.
 
     What FLOW does to it is the table's to say, not a test's.
     """
-    monkeypatch.chdir(tmp_path)
-    ended = retable("-m", "experiment=flow/language", "scale=mini", "tracker=none")
-    assert ended.code == 0, ended.err
-    (base,) = Path("outputs/mini/pretraining").glob("base-*/result.json")
+    cells = table_of("flow/language", tables)
+    (base,) = tables.glob("mini/pretraining/base-*/result.json")
     metrics = json.loads(base.read_text())["metrics"]
     skills = ("copy", "reverse", "increment", "sort", "rotate", "complement")
     assert sum(metrics[f"mini_world_{skill}"]["acc,none"] >= 0.9 for skill in skills) >= 3
-    with Path("outputs/flow/language/table-mini/table.csv").open() as file:
-        general = {row["row"]: float(row["mean"]) for row in csv.DictReader(file) if row["column"] == "general"}
+    general = {cell["row"]: float(cell["mean"]) for cell in cells if cell["column"] == "general"}
     assert general["pretrained"] - general["sft"] >= 10

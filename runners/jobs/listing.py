@@ -21,6 +21,7 @@ GROUPS = (
     "engine",
     "tracker",
     "scale",
+    "debug",
 )
 
 

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from runners import record
+from runners import ledger, record
 from runners.compose import RunSpec
 from runners.errors import UserError
 from runners.plan import Plan, main_columns, numbers
@@ -23,6 +23,8 @@ def show(overrides: list[str]) -> None:
         UserError: no run of a sweep that has no columns of its own is done.
     """
     for plan, specs in check_all(overrides):
+        for line in ledger.changed_lines(plan, specs):
+            log.warning(line)
         if build(plan, specs) is None:
             raise UserError(f"job=table: no run of {plan.experiment['name']} is done and measured")
 
@@ -50,9 +52,7 @@ def build(plan: Plan, specs: list[RunSpec]) -> Table | None:
         experiment["columns"] = {plan.scale: columns}
     built = build_table(experiment, plan.scale, runs)
     render.render_terminal(built)
-    folder = Path(specs[0].config["outputs"]) / experiment["name"] / f"table-{plan.scale}"
-    if plan.variant:
-        folder = folder.with_name(f"{folder.name}-{plan.variant}")
+    folder = ledger.folder_of(plan, specs[0])
     folder.mkdir(parents=True, exist_ok=True)
     paths = render.write_files(built, folder)
     page = next((path for path in paths if path.suffix == ".html"), folder)

@@ -9,41 +9,18 @@ import logging
 import math
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from evals import mini_world
 from evals.harness import TaskRequest, evaluate
+from tests.evals.tiny import GENERATED, SCORED, byte_tokenizer, config, write_json_lines, write_task
 
-CONTEXT = 256
 LOGIT = 4.0
-
-
-def byte_tokenizer(add_bos: bool = False, add_eos: bool = False, eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: number for number, token in enumerate(["<bos>", "<eos>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if add_bos or add_eos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> " * add_bos + "$A" + " <eos>" * add_eos, special_tokens=[("<bos>", 0), ("<eos>", 1)]
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token=eos)
-
-
-def config() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=1, attention_dropout=0.5,
-        initializer_range=0.5,
-    )  # fmt: skip
 
 
 class CopyModel(LlamaForCausalLM):
@@ -83,33 +60,6 @@ def no_hub(monkeypatch):
 def run(model, tokenizer, *requests, seed=0, batch_size=16, **arguments):
     requests = [request if isinstance(request, TaskRequest) else TaskRequest(request) for request in requests]
     return evaluate(model, tokenizer, requests, seed=seed, batch_size=batch_size, progress=False, **arguments)
-
-
-def write_json_lines(path: Path, rows: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def write_task(folder: Path, name: str, rows: list[dict], yaml: str, train: list[dict] = ()) -> Path:
-    """A task on local files with columns prompt and answer; `yaml` is the rest of its configuration."""
-    files = {"test": str(write_json_lines(folder / f"{name}-test.jsonl", rows))}
-    splits = "test_split: test\n"
-    if train:
-        files["train"] = str(write_json_lines(folder / f"{name}-train.jsonl", train))
-        splits += "fewshot_split: train\n"
-    (folder / f"{name}.yaml").write_text(
-        f"task: {name}\ndataset_path: json\ndataset_kwargs: {json.dumps({'data_files': files})}\n{splits}"
-        f"doc_to_text: prompt\ndoc_to_target: answer\ntarget_delimiter: ''\n{yaml}"
-    )
-    return folder
-
-
-SCORED = "output_type: loglikelihood\nmetric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
-GENERATED = (
-    "output_type: generate_until\ngeneration_kwargs: {until: ['.'], do_sample: false, max_gen_toks: 8}\n"
-    "metric_list:\n  - {metric: exact_match, aggregation: mean, higher_is_better: true}\n"
-)
 
 
 # Scores -----------------------------------------------------------------------------------------------------
@@ -346,10 +296,12 @@ def test_wrong_metadata_values_are_named(copier, tokenizer):
         run(copier, tokenizer, TaskRequest("mini_world_copy", metadata={"split": "tset"}))
 
 
-def test_limit_of_a_request_goes_before_the_common_one(copier, tokenizer):
-    result = run(copier, tokenizer, TaskRequest("mini_world_copy", limit=7), "mini_world_sort", limit=3)
+def test_the_smaller_of_two_limits_counts(copier, tokenizer):
+    requests = TaskRequest("mini_world_copy", limit=7), TaskRequest("mini_world_reverse", limit=2), "mini_world_sort"
+    result = run(copier, tokenizer, *requests, limit=3)
     assert {task: counts["effective"] for task, counts in result.n_samples.items()} == {
-        "mini_world_copy": 7,
+        "mini_world_copy": 3,
+        "mini_world_reverse": 2,
         "mini_world_sort": 3,
     }
 
@@ -547,8 +499,8 @@ def test_real_gsm8k(tokenizer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "evaluation.batch_size must be >= 1, got 0"),
-        ({"batch_size": "many"}, "evaluation.batch_size must be a whole number or auto, got 'many'"),
+        ({"batch_size": 0}, "evaluation.batch_size must be a whole number >= 1, got 0"),
+        ({"batch_size": "auto"}, "evaluation.batch_size must be a whole number >= 1, got 'auto'"),
         ({"limit": 0}, "evaluation.limit must be >= 1, got 0"),
         ({"max_length": 1}, "evaluation.max_length must be >= 2, got 1"),
         ({"max_length": 257}, "evaluation.max_length must be <= 256, the model's own, got 257"),

@@ -12,6 +12,7 @@ from runners.expand import (
     expand,
     load_experiment,
     plugin_overrides,
+    preset,
     scale_of,
     seeds_of,
     value_of,
@@ -74,6 +75,60 @@ def test_expanding_twice_composes_the_same(words: list[str]) -> None:
     twice = expand(once)
     for key in {word.partition("=")[0] for word in once}:
         assert value_of(twice, key) == value_of(once, key)
+
+
+# Presets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_preset(plugin: Path) -> Path:
+    """The preset `debug=short` in a plugin's folder."""
+    path = plugin / "conf" / "debug" / "short.yaml"
+    path.parent.mkdir()
+    path.write_text("# Three steps.\noverrides: [training.steps=3, evaluation=none, seed=8]\n")
+    return path
+
+
+def test_preset_comes_after_the_row_and_before_what_the_user_typed(words: list[str], own_preset: Path) -> None:
+    typed = [*words, "row=sft", "debug=short", "evaluation=gsm8k"]
+    expanded = expand(typed)
+    assert expanded.index("training.steps=1") < expanded.index("training.steps=3")  # the scale's, the preset's
+    assert expanded.index("evaluation=none", expanded.index("training.steps=3")) < expanded.index("evaluation=gsm8k")
+    assert [value_of(expanded, key) for key in ("training.steps", "seed", "evaluation", "debug")] == [
+        *("3", "8", "gsm8k", "short")
+    ]
+
+
+def test_preset_needs_no_experiment(words: list[str], own_preset: Path) -> None:
+    typed = [words[0], "training.steps=9", "debug=short"]
+    assert expand(typed) == ["training.steps=3", "evaluation=none", "seed=8", *typed]
+    assert preset(typed) == ["training.steps=3", "evaluation=none", "seed=8"] and preset(words) == []
+
+
+@pytest.mark.parametrize("name", choices("debug", config_roots([])))
+@pytest.mark.parametrize("chosen", [[], ["experiment=flow/language", "row=flow"]])
+def test_expanding_a_preset_twice_composes_the_same(name: str, chosen: list[str]) -> None:
+    once = expand([*chosen, f"debug={name}", "training.steps=5"])
+    twice = expand(once)
+    for key in {word.partition("=")[0] for word in once}:
+        assert value_of(twice, key) == value_of(once, key)
+    assert value_of(twice, "training.steps") == "5"
+
+
+def test_unknown_preset_comes_with_the_nearest(words: list[str], own_preset: Path) -> None:
+    for typed in ([words[0]], words):
+        with pytest.raises(UserError, match=r"^debug=shotr: no such choice \(nearest: short\)"):
+            expand([*typed, "debug=shotr"])
+
+
+@pytest.mark.parametrize("text", ["overrides: training.steps=3", "steps: 3", "overrides: [{training.steps: 3}]", "[]"])
+def test_preset_without_a_list_of_overrides_is_refused(words: list[str], own_preset: Path, text: str) -> None:
+    own_preset.write_text(text)
+    with pytest.raises(UserError, match=r"short\.yaml: a preset needs `overrides`, a list of key=value"):
+        expand([*words, "debug=short"])
+
+
+# Names -------------------------------------------------------------------------------------------------------
 
 
 def test_seeds_of_a_row_win_over_those_of_the_scale(plugin: Path) -> None:

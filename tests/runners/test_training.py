@@ -9,84 +9,19 @@ import pytest
 import torch
 
 from methods.finetune.flow import Flow, FlowConfig
-from methods.finetune.sft import Sft, SftConfig
 from methods.kinds import Causal
-from runners import checkpoints, training
-from runners.engine import NonFiniteError, TrainingEngine, start_processes
-from runners.schema import Engine, Training
+from runners import checkpoints, processes, training
+from runners.engine import NonFiniteError
+from runners.schema import Engine
+from tests.curves import Curve, StopHere, stopping_after
 from tests.models import batches_of, random_examples, tiny_llama
 
 GOLDEN = Path(__file__).parent / "golden_loss_curve.json"
-ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-2, "weight_decay": 0.01}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processes():
-    start_processes()
-
-
-class Curve:
-    """A short training run: its losses, gradient norms and final weights."""
-
-    def __init__(
-        self,
-        tmp_path,
-        *,
-        steps=8,
-        micro=6,
-        packing=False,
-        method="sft",
-        count=48,
-        batch_size=6,
-        shortest=4,
-        optimizer=ADAMW,
-        engine=None,
-        model=None,
-        poison=None,
-        training_changes=None,
-        start_method=None,
-    ):
-        settings = vars(
-            Training(
-                **{
-                    "steps": steps,
-                    "log_every": 1,
-                    "batch_size": batch_size,
-                    "warmup_ratio": 0.1,
-                    **(training_changes or {}),
-                }
-            )
-        )
-        examples = random_examples(count, shortest=shortest)
-        self.batches = batches_of(examples, batch_size=batch_size, micro=micro, packing=packing)
-        self.method = start_method or (Sft(SftConfig()) if method == "sft" else Flow(FlowConfig()))
-        self.method.kind = Causal()
-        if isinstance(self.method, Flow) and self.method.weights_n is None:
-            self.method.weights_n = torch.linspace(0.1, 1, count, dtype=torch.float64)
-            self.method.temperature = 1.0
-        self.engine = TrainingEngine(model or tiny_llama(), optimizer, vars(engine or Engine()), settings["clip_norm"])
-        self.records = []
-        self.folder = tmp_path
-        if poison:
-            poison(self)
-        try:
-            start = training.restore(self.engine, self.method, tmp_path)
-            self.summary = training.train(
-                self.method,
-                self.engine,
-                {"policy": self.engine.engine},
-                self.batches,
-                settings,
-                tmp_path,
-                lambda metrics, step: self.records.append((step, metrics)),
-                start,
-            )
-        finally:
-            self.weights = {name: value.clone() for name, value in self.engine.weights().items()}
-            self.engine.close()
-
-    def column(self, name):
-        return np.array([metrics[name] for _, metrics in self.records])
+def joined(tmp_path_factory):
+    processes.join(tmp_path_factory.mktemp("run") / "run")
 
 
 LAYOUTS = {
@@ -255,25 +190,15 @@ def test_unlogged_non_finite_step_is_seen(tmp_path):
 @pytest.mark.parametrize("method", ["sft", "flow"])
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_resumed_equals_uninterrupted(tmp_path, method, stage):
-    class StopHere(Exception):
-        pass
-
     engine = Engine(zero_stage=stage)
     whole = Curve(tmp_path / "a", method=method, engine=engine)
-
-    def stop(curve):
-        def after_step(step):
-            if step == 5:
-                raise StopHere
-
-        curve.method.after_step = after_step
 
     with pytest.raises(StopHere):
         Curve(
             tmp_path / "b",
             method=method,
             engine=engine,
-            poison=stop,
+            poison=stopping_after(6),
             training_changes={"checkpoint_every": 2},
         )
     fresh = Flow(FlowConfig()) if method == "flow" else None
@@ -302,23 +227,3 @@ def test_schedules():
     assert cosine[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert cosine[6] == pytest.approx(0.5)  # half way down between step 2 and step 10
     assert all(0 < value <= 1 for value in cosine)
-
-
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
-    for step in (1, 2, 3):
-        written = tmp_path / f"writing-{step}"
-        written.mkdir()
-        (written / "weights").write_bytes(bytes([step]) * 1000)
-        checkpoints.seal(written, tmp_path / checkpoints.name_of(step))
-    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-000002", "step-000003"], (
-        "the last two are kept"
-    )
-    newest = checkpoints.latest(tmp_path)
-    assert newest.name == "step-000003"
-    (newest / "weights").write_bytes(bytes([3]) * 999)
-    assert checkpoints.latest(tmp_path).name == "step-000002"
-    assert "truncated" in caplog.text
-    (newest / "weights").write_bytes(bytes([4]) * 1000)
-    assert "altered" in checkpoints.damage(newest)
-    (newest / "COMPLETE.json").unlink()
-    assert "incomplete" in checkpoints.damage(newest)

@@ -1,0 +1,56 @@
+"""What the machine ran out of, said in one line with what to change.
+
+A full disk or too little memory reaches us in many forms: as an error of the system, of PyTorch's file writer, of
+safetensors, of CUDA. Nothing finished is lost by any of them; the same command continues when there is room.
+"""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runners.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def explain(error: BaseException, config: Mapping[str, Any], folder: Path) -> UserError | None:
+    """One line for what the machine refused; None for any other error.
+
+    Args:
+        error: what was raised.
+        config: the run's.
+        folder: the run's.
+    """
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return UserError(f"the GPU is out of memory; {_less_memory(config)}")
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
+        return UserError(f"the machine is out of memory; {_less_memory(config)}")
+    wrote = "PytorchStreamWriter failed" in text or type(error).__name__ == "SafetensorError"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return UserError(f"{error.filename or folder}: {error.strerror}; {_ROOM}")
+    if wrote and ("os error 28" in text or "unexpected pos" in text or "file write failed" in text):
+        return UserError(f"{folder}: writing failed, most likely for want of space; {_ROOM}")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(f"{error.filename or folder}: {error.strerror}; choose another folder with outputs=")
+    return None
+
+
+_ROOM = "make room or choose another outputs=, then type the command again: it continues from its last checkpoint"
+
+
+def _less_memory(config: Mapping[str, Any]) -> str:
+    """What to change, the cheapest first, from where the run stands now."""
+    training, engine = config["training"], config["engine"]
+    ways = []
+    if training["micro_batch_size"] > 1:
+        ways.append(f"lower training.micro_batch_size ({training['micro_batch_size']}), which changes no result")
+    ways.append(f"lower evaluation.batch_size ({config['evaluation']['batch_size']}) if it was evaluating")
+    if not engine["activation_checkpointing"]:
+        ways.append("engine.activation_checkpointing=true")
+    if engine["zero_stage"] < 3:
+        ways.append("engine=zero3 over more gpus")
+    if engine["offload"] == "none":
+        ways.append("engine.offload=optimizer with engine=zero1, zero2 or zero3")
+    return "; ".join(ways)

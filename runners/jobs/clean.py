@@ -1,0 +1,144 @@
+"""`retable ... job=clean`: delete what `keep=` says need not stay of the command's runs, once they are done."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+
+from runners import checkpoints, lock, record
+from runners.compose import RunSpec
+from runners.jobs.console import console
+from runners.sweep import check_all
+from runners.tables.measurements import count
+
+
+@dataclass
+class Cleaned:
+    """What was deleted of a run, in bytes, and what was left for which reason."""
+
+    freed: dict[str, int] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+
+def show(overrides: list[str]) -> None:
+    """Clean the folder of every run that the command means, and say what was freed."""
+    specs = {spec.folder: spec for _, cells in check_all(overrides) for spec in cells}
+    needed = who_needs_weights(specs.values())
+    out = console()
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column("run", overflow="fold")
+    grid.add_column("deleted", overflow="fold")
+    grid.add_column("MB", justify="right")
+    notes, freed, cleaned = [], 0, 0
+    for spec in specs.values():
+        found = clean(spec, needed.get(spec.folder, ""))
+        notes += [f"{spec.name}: {reason}" for reason in found.left]
+        if found.freed:
+            size = sum(found.freed.values())
+            grid.add_row(spec.name, ", ".join(found.freed), f"{size / 1e6:.1f}")
+            freed, cleaned = freed + size, cleaned + 1
+    if grid.row_count:
+        out.print(grid)
+    for note in notes:
+        out.print(note, soft_wrap=True)
+    out.print(f"{freed / 1e6:.1f} MB freed in {count(cleaned, 'run')} of {len(specs)}")
+
+
+def clean(spec: RunSpec, needed_by: str = "") -> Cleaned:
+    """Delete what need not stay of one run. Of a run that is at work or not done nothing is touched.
+
+    Args:
+        spec: the run; its `keep` decides.
+        needed_by: the run that needs its final weights, if any.
+    """
+    if not spec.folder.is_dir():
+        return Cleaned()
+    try:
+        with lock.held(spec.folder, wait=False):
+            if record.read_result(spec.folder) is None:
+                return Cleaned(left=["kept, as it is not done: it goes on from what is there"])
+            return _clean_done(spec, needed_by)
+    except lock.BusyError as error:
+        return Cleaned(left=[f"kept: {str(error).removeprefix('busy=fail: ')}"])
+
+
+def _clean_done(spec: RunSpec, needed_by: str) -> Cleaned:
+    cleaned = Cleaned()
+    keep, folder = spec.config["keep"], spec.folder
+
+    def delete(what: str, paths: Iterable[Path]) -> None:
+        for path in paths:
+            cleaned.freed[what] = cleaned.freed.get(what, 0) + size_of(path)
+            _delete(path)
+
+    saved = folder / "checkpoints"
+    for place in (folder, saved):
+        delete("half-written leftovers", [*place.glob("*.writing"), *place.glob("writing-*")])
+    if keep in ("none", "last"):
+        delete("checkpoints", [saved] if saved.is_dir() else [])
+    elif keep == "best" and saved.is_dir():
+        try:
+            best = checkpoints.best(
+                checkpoints.sealed(saved), spec.config["best_metric"], spec.config["best_is"] == "lower"
+            )
+        except (OSError, ValueError, KeyError):
+            best = None
+        if best is None:
+            cleaned.left.append(f"checkpoints kept: none has the metric {spec.config['best_metric']}")
+        else:
+            delete("checkpoints", [path for path in sorted(saved.iterdir()) if path != best])
+    if keep == "none":
+        if needed_by:
+            cleaned.left.append(f"final weights kept: {needed_by} starts from them")
+        else:
+            delete("final weights", [folder / "model"] if (folder / "model").is_dir() else [])
+        delete("former results", folder.parent.glob(f"{folder.name}.before-*"))
+    return cleaned
+
+
+def who_needs_weights(specs: Iterable[RunSpec]) -> dict[Path, str]:
+    """By a run's folder, a run that starts from it: another one of the command, or one on disk that is not done."""
+    specs = list(specs)
+    needed = {spec.parent.folder: spec.name for spec in specs if spec.parent}
+    if any(spec.config["keep"] == "none" for spec in specs):
+        by_name = {spec.name: spec.folder for spec in specs}
+        for root in {Path(spec.config["outputs"]).expanduser() for spec in specs}:
+            for child, parent in _unfinished_children(root):
+                if parent in by_name:
+                    needed.setdefault(by_name[parent], child)
+    return needed
+
+
+def _unfinished_children(root: Path) -> Iterable[tuple[str, str]]:
+    """Name and parent's name of every run below `root` that was begun and is not done."""
+    for place, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if ".before-" not in name]
+        if "environment.json" in files:
+            folders.clear()
+            if "result.json" not in files:
+                try:
+                    parent = json.loads((Path(place) / "environment.json").read_text(encoding="utf-8")).get("parent")
+                except ValueError:  # it is just being written by an older version
+                    continue
+                if parent:
+                    yield Path(place).name, parent
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a file, or all files below a folder, hold; links are not followed."""
+    if path.is_symlink() or path.is_file():
+        return path.lstat().st_size
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_symlink() or file.is_file())
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+        return
+    # The seal goes first: a folder of which half is deleted must not look complete.
+    (path / checkpoints.SEAL).unlink(missing_ok=True)
+    shutil.rmtree(path)

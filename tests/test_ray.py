@@ -1,0 +1,107 @@
+"""`hydra/launcher=ray`: the runs of a sweep share the GPUs of a node. The two GPUs here are only declared."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.command import UNTRAINED, write_plugin
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is missing: pip install retable[ray]"),
+    pytest.mark.timeout(300),
+]
+
+# Notes which GPUs the run sees, and when; fails for seed 3.
+METHOD = '''"""A private method."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+
+from methods.method import Context
+from methods.untrained import Untrained, UntrainedConfig
+
+
+class Seeing(Untrained):
+    """Seeing: writes down which GPUs it sees."""
+
+    config: UntrainedConfig
+
+    def run(self, context: Context) -> Mapping[str, float]:
+        """As the untrained model."""
+        began = time.time()
+        time.sleep(1)
+        seen = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "began": began, "ended": time.time()}
+        (context.folder / "seen.json").write_text(json.dumps({**seen, "pid": os.getpid()}))
+        if context.seed == 3:
+            raise ValueError("seed 3 fails")
+        return super().run(context)
+'''
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run saw."""
+
+    devices: str
+    began: float
+    ended: float
+    pid: int
+
+
+def test_runs_share_two_gpus_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
+    write_plugin(tmp_path / "plugins", "seeing", METHOD)
+    (tmp_path / "plugins/conf/method/private/seeing.yaml").write_text("# Seeing.\n_target_: seeing.Seeing\n")
+    words = [*UNTRAINED[:-1], "plugins=plugins", "method=private/seeing", "seed=1,2,3,4", "gpus=1"]
+    ray = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_gpus=2", "hydra.launcher.ray.init.num_cpus=4"]
+    mark = uuid.uuid4().hex  # every process of the sweep inherits it
+    done = subprocess.run(
+        [sys.executable, "-m", "runners.main", "-m", *words, *ray],
+        env={**os.environ, "HOME": str(tmp_path), "RETABLE_TEST": mark},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+
+    runs = {int(path.name.split("-s")[1][0]): path for path in (tmp_path / "outputs/runs").glob("private_seeing-*")}
+    assert sorted(runs) == [1, 2, 3, 4]
+    assert [seed for seed, run in sorted(runs.items()) if (run / "result.json").is_file()] == [1, 2, 4]
+    assert "1 of 4 cells failed:" in done.stderr
+    listed = done.stderr.rpartition("1 of 4 cells failed:")[2].strip().splitlines()
+    assert runs[3].name in listed[0] and "seed 3 fails" in listed[0]
+
+    seen = sorted((Seen(**json.loads((run / "seen.json").read_text())) for run in runs.values()), key=lambda s: s.began)
+    assert {each.devices for each in seen} == {"0", "1"}  # each saw one, and both were used
+    for number, each in enumerate(seen):
+        beside = [other for other in seen[number + 1 :] if other.began < each.ended]
+        assert each.devices not in [other.devices for other in beside]  # never two on a GPU, so at most two at a time
+    assert len({each.pid for each in seen}) == 4  # a run's memory goes with its process
+    assert os.getpid() not in [each.pid for each in seen]
+
+    until = time.monotonic() + 20
+    while (left := processes_with(f"RETABLE_TEST={mark}")) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not left, f"still running: {left}"
+
+
+def processes_with(variable: str) -> list[str]:
+    """The command lines of processes that have this in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it has ended, or is not ours
+            continue
+    return found
