@@ -35,6 +35,8 @@ _WHERE = {
     "model": ("model_type",),  # says again what the weights say
     "dataset": ("data_root",),
 }
+# Root keys that a parent takes over from its child.
+_INHERITED = ("outputs", "runs_from", "plugins", "hydra.searchpath", "tracker", "rerun", "debug")
 _IDENTITY_GROUPS = ("model", "dataset", "method", *PARTS, "optimizer", "training", "evaluation", "engine")
 
 
@@ -164,8 +166,7 @@ def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, .
     inherited = [
         word
         for word in overrides
-        if word.partition("=")[0] in ("outputs", "runs_from", "plugins", "hydra.searchpath", "tracker", "rerun", "debug")
-        or word.startswith(("tracker.", "engine.threads"))
+        if word.partition("=")[0] in _INHERITED or word.startswith(("tracker.", "engine.threads"))
     ]
     # Of a debug run the parent is one too, whatever its own words say of its length.
     words = (*inherited, *named, *preset(overrides))
@@ -182,7 +183,7 @@ def _compose_seeded(overrides: list[str]) -> Composed:
     seed = value_of(overrides, "seed") or ""
     if not re.fullmatch(r"\d+", seed) or any(word.startswith(("+seed=", "++seed=", "~seed")) for word in overrides):
         return _compose(tuple(overrides))
-    config, chosen = _compose(tuple(without(overrides, "seed")))
+    config, chosen = _compose((*without(overrides, "seed"), "seed=0"))
     # What refers to it (`${seed}`) is resolved in `check`, which follows at once: the next run sets its own.
     config["seed"] = int(seed)
     return config, chosen

@@ -40,13 +40,16 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     before, after = dotted(old), dotted(new)
     found = []
     for key in dict.fromkeys([*after, *before]):
-        if key not in before or key not in after or before[key] != after[key]:
-            found.append(Change(key, shown(before.get(key, ABSENT)), shown(after.get(key, ABSENT))))
+        old_text, new_text = (shown(side[key]) if key in side else ABSENT for side in (before, after))
+        # 1 and true are equal to Python, not to the schema.
+        if old_text != new_text or before.get(key) != after.get(key):
+            found.append(Change(key, old_text, new_text))
     return found
 
 
 def shown(value: Any) -> str:
     """A value as YAML would have it, cut where it is long."""
-    text = {None: "null", True: "true", False: "false"}.get(value) if value is None or isinstance(value, bool) else None
-    text = " ".join(str(value).split()) if text is None else text
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = " ".join(str(value).split()) or "''"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ import deepspeed
 from runners.errors import UserError
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
+# It calls functions of torch that have newer names; the user can change neither.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 # DeepSpeed would compile this CPU kernel at the first run of every machine; gloo does its work without a compiler.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 

@@ -27,7 +27,8 @@ def explain(error: BaseException, config: Mapping[str, Any], folder: Path) -> Us
         return UserError(f"the GPU is out of memory; {_less_memory(config)}")
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
         return UserError(f"the machine is out of memory; {_less_memory(config)}")
-    wrote = "PytorchStreamWriter failed" in text or type(error).__name__ == "SafetensorError"
+    # PyTorch's writer (inline_container.cc) does not say what the system told it.
+    wrote = "inline_container.cc" in text or type(error).__name__ == "SafetensorError"
     if isinstance(error, OSError) and error.errno in _FULL:
         return UserError(f"{error.filename or folder}: {error.strerror}; {_ROOM}")
     if wrote and ("os error 28" in text or "unexpected pos" in text or "file write failed" in text):

@@ -97,12 +97,12 @@ def _requeue() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
         return ""
-    state = _slurm("squeue", "--noheader", "--jobs", job, "--format", "%T")
-    if state != "RUNNING":  # a cancelled job stays cancelled; a requeued one is queued already
-        return f"Slurm says the job is {(state or '').lower() or 'gone'}"
-    # An array's element is named by array and index.
+    # An element of an array goes by array and index: the number of the last one is also that of the whole array.
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{array}_{index}" if array and index else job
+    state = _slurm("squeue", "--noheader", "--jobs", name, "--format", "%T")
+    if state != "RUNNING":  # a cancelled job stays cancelled; a requeued one is queued already
+        return f"Slurm says the job is {(state or '').lower() or 'gone'}"
     return f"Slurm job {name} is queued again" if _slurm("scontrol", "requeue", name) is not None else ""
 
 

@@ -162,6 +162,11 @@ def first_decides(decide: Callable[[], T]) -> T:
     return agreed
 
 
+def stop(where: str) -> preemption.Preempted:
+    """`preemption.stop` on every rank: none ends before the first has asked Slurm to queue the job again."""
+    return preemption.Preempted(first_decides(lambda: str(preemption.stop(where))))
+
+
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on some rank; every rank asks."""
     if not _several():
@@ -222,6 +227,8 @@ def launch(count: int, threads: int | None, work: Callable[..., Any], *arguments
                 returned = elastic_launch(config, _worker)(os.getpid(), notes, sys.path, work, arguments)
         except ChildFailedError as error:
             failure = _first_failure(error.failures, Path(notes))
+            if preemption.requested() and not list(Path(notes).iterdir()):
+                failure = preemption.stop("while it started")  # workers without handlers yet die of the signal
         except SignalException:
             failure = KeyboardInterrupt()
         # The launcher's store, and with it its port, hangs on a cycle of references and on the exception's frames.

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -113,6 +114,10 @@ class Recorder:
         if not (self.folder / "checkpoints").is_dir() and self.method_ended() is None:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that left nothing to continue from
         (self.folder / "failure.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "samples", ignore_errors=True)  # written when the evaluation has ended
+        for path in self.folder.glob(".*"):  # files that were being written when the last attempt was killed
+            if path.is_file():
+                path.unlink()
         write_atomically(
             self.folder / "config.yaml", yaml.safe_dump(self.spec.config, sort_keys=False, allow_unicode=True)
         )

@@ -160,9 +160,12 @@ def execute(spec: RunSpec) -> dict[str, Any]:
                 tracker = _open_tracker(spec)
             result = _measure(spec, recorder, tracker, rank, world)
         except BaseException as error:
-            recorder.failure(error)
+            known = failures.explain(error, config, spec.folder)
+            recorder.failure(known or error)
             tracker.finish(failed=True)
-            raise
+            if known is None:
+                raise
+            raise known from error
         tracker.summary(_flat(result))
         recorder.result(result)
         if rank == 0:
@@ -225,8 +228,8 @@ def _tidy(spec: RunSpec) -> None:
     elif keep == "best":
         found = checkpoints.sealed(spec.folder / "checkpoints")
         chosen = checkpoints.best(found, spec.config["best_metric"], spec.config["best_is"] == "lower")
-        for path in (spec.folder / "checkpoints").iterdir():
-            if path != chosen:
+        for path in (spec.folder / "checkpoints").glob("*"):
+            if chosen is not None and path != chosen:
                 shutil.rmtree(path, ignore_errors=True)
     checkpoints.clear_leftovers(spec.folder)
     if keep == "none":
@@ -261,13 +264,13 @@ def _evaluate(spec: RunSpec, context: "RunContext", world: int) -> Evaluation:
             apply_chat_template=settings["apply_chat_template"],
             confirm_run_unsafe_code=settings["confirm_run_unsafe_code"],
             journal=spec.folder / "evaluation.jsonl",
-            fingerprint=spec.source,
+            fingerprint=f"{spec.identity}-{spec.source}",
             lockstep=sharded,
             should_stop=preemption.requested,
             on_progress=context.tell("evaluation"),
         )
     except Stopped:
-        raise preemption.stop("in its evaluation") from None
+        raise processes.stop("in its evaluation") from None
     except ValueError as error:
         raise UserError(f"evaluation: {error}") from error
 
@@ -350,7 +353,7 @@ class RunContext:
             tell, done = self.tell(description), 0
             for batch in self._data.in_order():
                 if processes.any_rank(preemption.requested()):
-                    raise preemption.stop(f"before training, {description}")
+                    raise processes.stop(f"before training, {description}")
                 yield batch.to(device())
                 advance(len(batch.example_S))
                 done += len(batch.example_S)
@@ -453,9 +456,13 @@ def _logging_to(folder: Path) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except preemption.Preempted as stopped:
+        log.info("%s", stopped)
+        raise
     except BaseException:
-        with (folder / "run.log").open("a", encoding="utf-8") as file:
-            file.write(traceback.format_exc())  # the terminal gets one line; the log keeps the whole
+        # The terminal gets one line; the log keeps the whole.
+        with contextlib.suppress(OSError), (folder / "run.log").open("a", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
         raise
     finally:
         logging.getLogger().removeHandler(handler)

@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from runners import preemption
 from runners.errors import FailedCells, UserError, nearest
@@ -227,18 +227,19 @@ def register() -> None:
 
     Our top level is fixed, so the namespace gets a module made here instead of a folder on disk.
     """
-    # What hydra/launcher=slurm asks for: workers of a run on each node; and 0 as "not asked for".
-    OmegaConf.register_new_resolver("retable.workers", lambda gpus, processes: max(gpus, processes), replace=True)
-    OmegaConf.register_new_resolver("retable.or_null", lambda number: number or None, replace=True)
+    from runners.launchers.ray import RayLauncher
+    from runners.launchers.slurm import SlurmLauncher
+
     plugins = Plugins.instance()
     module = types.ModuleType("hydra_plugins.retable")
-    for sweeper in (RowsSweeper, OptunaSweeper):
-        sweeper.__module__ = module.__name__
-        vars(module)[sweeper.__name__] = sweeper
+    ours = (RowsSweeper, OptunaSweeper, SlurmLauncher, RayLauncher)
+    for plugin in ours:
+        plugin.__module__ = module.__name__
+        vars(module)[plugin.__name__] = plugin
     namespace = sys.modules.setdefault("hydra_plugins", types.ModuleType("hydra_plugins"))
     vars(namespace)["retable"] = sys.modules[module.__name__] = module
-    plugins.register(RowsSweeper)
-    plugins.register(OptunaSweeper)
+    for plugin in ours:
+        plugins.register(plugin)
     # Ours of these names stand alone; Hydra would hold the plugins' own against them as schemas, and warn of it.
     for group, name in (("launcher", "ray"), ("sweeper", "optuna")):
         ConfigStore.instance().repo["hydra"].get(group, {}).pop(f"{name}.yaml", None)

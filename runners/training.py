@@ -115,7 +115,7 @@ def train(
                 save(done)
                 saved_at = time.perf_counter()
             if stop:
-                raise preemption.stop(f"after step {step} of {total}")
+                raise processes.stop(f"after step {step} of {total}")
             factor = rate(step, total, settings["schedule"], settings["warmup_ratio"])
             sums = _accumulate(objective, engine, roles, micro_batches, max(count, 1))
             where = f"at step {step + 1} of {total}, batch of examples {_listed(batches.global_batch(step))}"

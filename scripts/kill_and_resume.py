@@ -8,6 +8,7 @@ metrics to the last digit; else the exit code is 1.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import signal
@@ -63,23 +64,39 @@ def main() -> None:
     generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         words = [*WORDS, f"processes={arguments.processes}", f"engine={arguments.engine}"]
-        straight, killed = Path(folder) / "straight", Path(folder) / "killed"
-        start(words, straight).wait()
-        expected = outcome(straight)
-        for moment in moments(arguments.kills, generator):
-            process = start(words, killed)
-            code = kill(process, killed, moment, generator)
-            print(f"{moment}: exit code {code}, {len(list(killed.rglob('COMPLETE.json')))} sealed folders", flush=True)
-        last = start(words, killed)
-        if last.wait() != 0:
-            sys.exit(f"the last attempt failed with exit code {last.returncode}")
-        log = next(killed.rglob("run.log")).read_text()
-        print(f"continued {log.count('continuing from')} times from a checkpoint, ", end="")
-        print(f"{log.count('ended in an earlier attempt')} times within the evaluation")
-        found = outcome(killed)
+        start(words, Path(folder) / "straight").wait()
+        expected = outcome(Path(folder) / "straight")
+        left, attempts, hits = moments(arguments.kills, generator), 0, 0
+        while left:  # more than once only where a run ended before all its moments came
+            attempts += 1
+            killed = Path(folder) / f"killed-{attempts}"
+            missed = []
+            while left:
+                moment = left.pop(0)
+                process = start(words, killed)
+                code = kill(process, killed, moment, generator)
+                if code == 0:
+                    missed = [moment, *left]
+                    break
+                hits += 1
+                print(f"{moment}: exit code {code}", flush=True)
+            check(words, killed, expected)
+            left = missed
+    print(f"killed {hits} times; equal: weights, metrics and the record of every step")
+
+
+def check(words: list[str], killed: Path, expected: dict[str, Any]) -> None:
+    """Type the command a last time, and compare."""
+    last = start(words, killed)
+    if last.wait() != 0:
+        sys.exit(f"the last attempt failed with exit code {last.returncode}")
+    log = next(killed.rglob("run.log")).read_text()
+    continued, evaluating = log.count("continuing from"), log.count("ended in an earlier attempt")
+    print(f"continued {continued} times from a checkpoint, {evaluating} times within the evaluation", flush=True)
+    found = outcome(killed)
     different = [name for name in expected if found[name] != expected[name]]
-    print("equal: weights, metrics and the record of every step" if not different else f"DIFFERENT: {different}")
-    sys.exit(bool(different))
+    if different:
+        sys.exit(f"DIFFERENT: {different}")
 
 
 def moments(count: int, generator: random.Random) -> list[Moment]:
@@ -107,8 +124,8 @@ def kill(process: subprocess.Popen[bytes], outputs: Path, moment: Moment, genera
         time.sleep(generator.uniform(0, 15))
     wait_for(lambda: place(outputs) >= moment.place or process.poll() is not None)
     if moment.writing:
-        wait_for(lambda: any(outputs.glob("*/*/checkpoints/writing-*/*")) or process.poll() is not None)
-    time.sleep(generator.uniform(0, 0.02))
+        wait_for(lambda: is_writing(outputs) or process.poll() is not None)
+    time.sleep(generator.uniform(0, 0.005 if moment.writing else 0.05))
     if process.poll() is None:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         # Python's helper for shared memory is no part of the run: it may die unnoticed.
@@ -122,12 +139,18 @@ def kill(process: subprocess.Popen[bytes], outputs: Path, moment: Moment, genera
     return process.wait()
 
 
+def is_writing(outputs: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # renamed while we looked
+        return any(outputs.glob("*/*/checkpoints/writing-step-*"))
+    return False
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     began = time.monotonic()
     while not condition():
         if time.monotonic() - began > seconds:
             sys.exit(f"nothing to kill came within {seconds:.0f} s")
-        time.sleep(0.002)
+        time.sleep(0.001)
 
 
 def place(outputs: Path) -> float:

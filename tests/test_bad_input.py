@@ -41,7 +41,7 @@ def failed(*words: str) -> str:
     ended = retable(*words)
     assert ended.code == 1
     assert "Traceback" not in ended.err and ended.err.strip().splitlines()[-1].startswith("retable: ")
-    (folder,) = (path for path in Path("outputs/runs").iterdir() if not path.name.startswith("finished"))
+    (folder,) = (path for path in Path("outputs/runs").glob("[!.]*") if not path.name.startswith("finished"))
     assert not (folder / "result.json").exists() and not list(folder.glob(".result*"))
     assert ended.error in json.loads((folder / "failure.json").read_text())["error"]
     return ended.error

@@ -46,7 +46,7 @@ def lines(ended: Ended, start: str) -> list[str]:
 def test_a_run_leaves_its_record_and_is_skipped_when_done() -> None:
     first = retable(*TINY)
     assert first.code == 0, first.err
-    (folder,) = Path("outputs/runs").iterdir()
+    (folder,) = Path("outputs/runs").glob("[!.]*")
     assert {"config.yaml", "environment.json", "metrics.jsonl", "result.json", "run.log", "model"} <= set(
         os.listdir(folder)
     )

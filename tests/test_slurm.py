@@ -129,7 +129,8 @@ def _logs(folder: Path) -> str:
 def running() -> Iterator[dict[str, str]]:
     """The environment of commands that use the cluster; it has ended when the tests have."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        environment = {**os.environ, "CPUS": "3", "GPUS": "2"}
+        outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        environment = {**outside, "CPUS": "3", "GPUS": "2"}
         try:
             started = subprocess.run(
                 [SCRIPT, "start", folder], env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -208,3 +209,29 @@ def test_tasks_of_a_job_are_the_ranks_of_its_run(cluster: Cluster) -> None:
     ended = retable(*words, "outputs=undisturbed")
     assert ended.code == 0, ended.err
     assert losses(run) == pytest.approx(losses(run_of(cluster.folder / "undisturbed", 1)), rel=1e-5)
+
+
+def test_cancelled_job_stops_no_other_and_a_queued_one_is_waited_for(cluster: Cluster) -> None:
+    outputs = cluster.folder / "outputs"
+    words = (*WORDS, "seed=1,2")
+    with cluster.sweep(*words, nap=0.4) as sweep:
+        for seed in (1, 2):
+            sweep.wait_until(lambda seed=seed: logged_steps(run_of(outputs, seed)) >= 2, 90, f"training, seed {seed}")  # type: ignore[misc]
+        sweep.process.kill()  # its jobs stay
+        sweep.process.wait()
+        first, second = sorted(cluster.slurm("squeue", "--noheader", "--array", "--format=%i").split())
+        with cluster.sweep(*words, nap=0.4) as again:
+            again.wait_until(lambda: again.printed.count("already in the queue") == 2, 60, "finding the jobs")
+            assert sorted(cluster.slurm("squeue", "--noheader", "--array", "--format=%i").split()) == [first, second]
+            cluster.slurm("scancel", first)
+            assert again.process.wait(90) == 1
+    assert "1 of 2 cells failed:" in again.printed
+    assert f"Slurm job {first} ended without a result: cancelled" in again.printed
+    assert not (run_of(outputs, 1) / "result.json").exists() and (run_of(outputs, 2) / "result.json").exists()
+
+
+def test_what_slurm_refuses_is_one_line(cluster: Cluster) -> None:
+    with cluster.sweep(*WORDS, "hydra.launcher.partition=none", nap=0) as sweep:
+        assert sweep.process.wait(60) == 1
+    last = sweep.printed.strip().splitlines()[-1]
+    assert "hydra/launcher=slurm: sbatch: error: invalid partition" in last and "Traceback" not in sweep.printed

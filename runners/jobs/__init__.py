@@ -1,6 +1,7 @@
 """What `job=` chooses: one module for each, imported when it is asked for."""
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from runners import record
@@ -24,7 +25,7 @@ def start(job: str, overrides: list[str], composed: Composed | None = None, *, i
     """Do one job for the overrides of a command; inside a sweep its table shows the results.
 
     Args:
-        job: run, table or list.
+        job: run, or one of `JOBS`.
         overrides: the command's, as they were typed; a run's with those of its row.
         composed: what Hydra has made of the overrides of a run.
         in_sweep: whether it is a cell of a sweep.
@@ -38,18 +39,18 @@ def start(job: str, overrides: list[str], composed: Composed | None = None, *, i
         if known.result is None or is_due(spec):
             from runners.run import run
 
-            result = run(spec)
+            result, folder = run(spec), spec.folder
         else:
-            result = known.result
+            result, folder = known.result, known.folder
         if not in_sweep:
-            _print_result(spec, result)
+            _print_result(spec, result, folder)
     elif job in JOBS:
         importlib.import_module(f"runners.jobs.{JOBS[job]}").show(overrides)
     else:
         raise UserError(f"job={job}: must be one of run, {', '.join(JOBS)}")
 
 
-def _print_result(spec: RunSpec, result: dict[str, Any]) -> None:
+def _print_result(spec: RunSpec, result: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
@@ -67,4 +68,4 @@ def _print_result(spec: RunSpec, result: dict[str, Any]) -> None:
         console.print(shown)
     for name, value in result["method_metrics"].items():
         console.print(f"  {name}: {value:,.4g}", highlight=False)
-    print(f"Result: {spec.folder / 'result.json'}")
+    print(f"Result: {folder / 'result.json'}")

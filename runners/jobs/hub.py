@@ -49,8 +49,9 @@ class Hub:
             return self._unreachable
         try:
             info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=_SECONDS)
-            if getattr(info, "safetensors", None):
-                self.parameters[name] = int(info.safetensors.total)
+            told = getattr(getattr(info, "safetensors", None), "total", None)
+            if told:
+                self.parameters[name] = int(told)
             if not getattr(info, "gated", False):
                 return "on the hub, will be downloaded"
             HfApi().auth_check(name, repo_type=kind)

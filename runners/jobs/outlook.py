@@ -27,7 +27,7 @@ from runners.tables.measurements import count
 
 # Tokens of a training row where nothing says how long the examples are; ours.
 _GUESSED_TOKENS = 512
-_MINI_WORLD_TOKENS = 128
+_MINI_WORLD_TOKENS = {"word_problems": 90}  # bytes of its longest items; those of the other skills have 18
 
 
 def show(overrides: list[str]) -> None:
@@ -89,8 +89,8 @@ def _length(spec: RunSpec) -> str:
     if not _roles(spec, "trained"):
         return "no training"
     training = spec.config["training"]
-    steps = f"{training['steps']} steps" if training["steps"] else f"{training['epochs']:g} epochs"
-    return f"{steps} of {training['batch_size']} examples"
+    length = count(training["steps"], "step") if training["steps"] else f"{training['epochs']:g} epochs"
+    return f"{length} of {training['batch_size']} examples"
 
 
 # What is needed ------------------------------------------------------------------------------------------------
@@ -196,7 +196,9 @@ def memory_of(spec: RunSpec, size: Size) -> tuple[estimate.Memory, str] | None:
     assumed, activations = "", 0
     if trained:
         context = size.architecture.get("max_position_embeddings") or size.architecture.get("n_positions")
-        likely = _MINI_WORLD_TOKENS if config["dataset"]["source"] == "mini_world" else _GUESSED_TOKENS
+        likely = _GUESSED_TOKENS
+        if config["dataset"]["source"] == "mini_world":
+            likely = _MINI_WORLD_TOKENS.get(config["dataset"]["skill"], 20)
         tokens = training["max_length"] or min(likely, context or likely)
         rows = min(training["micro_batch_size"], math.ceil(training["batch_size"] / workers))
         found = estimate.activation_bytes(
@@ -257,7 +259,9 @@ def _print_memory(out: Console, specs: Sequence[RunSpec], sizes: Sequence[Size])
         key = (f"{size.parameters:,}", *map(gigabytes, parts), "; ".join(part for part in (assumed, more) if part))
         lines.setdefault(key, {})[who] = None
     heads = ("parameters", "weights", "gradients", "optimizer", "activations", "total", "")
-    grid = _grid("Memory of each process while it trains (estimate)", *heads)
+    grid = _grid(
+        "Memory of each process while it trains (estimate, without the few hundred MB of PyTorch itself)", *heads
+    )
     for column in grid.columns[1:7]:
         column.justify, column.no_wrap = "right", True
     for key, names in lines.items():

@@ -70,7 +70,7 @@ def line_of(spec: RunSpec) -> Line:
         return Line("running", "; ".join(part for part in (words, known.reason) if part), left)
     if known.state == "failed":
         last = _last_line(known.folder / "run.log")
-        parts = [known.reason, last if last not in known.reason else "", f"log: {known.folder / 'run.log'}"]
+        parts = [known.reason, last if last not in known.reason else ""]
         return Line("failed", "\n".join(part for part in parts if part))
     if known.state == "stale":
         return Line("stale", f"{known.reason}; rerun=stale runs it again")
@@ -110,6 +110,10 @@ def _print(out: Console, plan: Plan, specs: Sequence[RunSpec], found: dict[Path,
             grid.add_row(label, ranges(seeds), text, words)
             label = ""
     out.print(grid)
+    logs = {spec.folder / "run.log": cell for cell, spec in zip(plan.cells, specs, strict=True)
+            if found[spec.folder].state == "failed"}  # fmt: skip
+    for path, cell in logs.items():  # a path stays in one piece, so that it can be copied
+        out.print(f"log of {cell.row} seed {cell.seed}: {path}", soft_wrap=True)
 
 
 def _grid(title: str) -> Table:

@@ -181,27 +181,27 @@ def test_only_our_tasks_and_the_users_are_read() -> None:
 
 
 def test_run_goes_stale_with_its_method(composer: Path, tmp_path: Path) -> None:
-    plugin = write_plugin(tmp_path / "plugin", "aging")
+    plugin = write_plugin(tmp_path / "plugin", "ageing")
     write_plugin(plugin, "fresh")
 
     def spec_of(name: str):
         forget_sources()
         return run_spec([*UNTRAINED[:-1], f"plugins={plugin}", f"method=private/{name}"])
 
-    for name in ("aging", "fresh"):
+    for name in ("ageing", "fresh"):
         spec = spec_of(name)
         assert record.status(spec).state == "missing"
         spec.folder.mkdir(parents=True)
         record.Recorder(spec).result({"metrics": {}})
         assert record.status(spec).state == "done"
-    (plugin / "aging.py").write_text(METHOD.replace("A private method.", "Another docstring.") + "# a comment\n")
-    assert record.status(spec_of("aging")).state == "done"
-    (plugin / "aging.py").write_text(METHOD.replace("self.config.scale *", "2 * self.config.scale *"))
-    stale = record.status(spec_of("aging"))
+    (plugin / "ageing.py").write_text(METHOD.replace("A private method.", "Another docstring.") + "# a comment\n")
+    assert record.status(spec_of("ageing")).state == "done"
+    (plugin / "ageing.py").write_text(METHOD.replace("self.config.scale *", "2 * self.config.scale *"))
+    stale = record.status(spec_of("ageing"))
     assert stale.state == "stale" and "source" in stale.reason and stale.result is not None
     assert record.status(spec_of("fresh")).state == "done"
     # A stale run keeps its folder: the same settings, done anew.
-    assert spec_of("aging").folder.is_dir()
+    assert spec_of("ageing").folder.is_dir()
 
 
 def test_child_goes_stale_with_its_parents_method(composer: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from runners import sweep
 from runners.errors import UserError
 from runners.ledger import changed_lines, folder_of
 from runners.sweep import Checked, check_all
-from tests.command import forget_sources, retable, write_plugin
+from tests.command import UNTRAINED, forget_sources, retable, write_plugin
 from tests.runs import write_done
 
 YAML = Path("plugin/conf/experiment/tried/table.yaml")
@@ -47,7 +47,7 @@ def ledger(outputs: str = "outputs") -> dict:
 
 
 def test_the_ledger_holds_every_cell_before_the_first_starts(words: list[str]) -> None:
-    ((plan, specs),) = begin(*words)
+    ((_, specs),) = begin(*words)
     written = ledger()
     assert {row: list(seeds) for row, seeds in written["cells"].items()} == {
         "plain": ["0"], "sft": ["1", "2"], "flow": ["1", "2"]
@@ -188,3 +188,13 @@ def test_the_command_refuses_and_the_table_warns(words: list[str]) -> None:
     assert len(refused.err.splitlines()) == 1 and not refused.out
     table = retable(*words, "job=table")
     assert table.code == 0 and "left out: sft seeds 1, 2" in table.err and "missing" in table.out
+
+
+def test_data_that_has_changed_is_told(composer: Path) -> None:
+    data = Path("data.jsonl")
+    data.write_text('{"prompt": "x", "answer": "y"}\n')
+    words = [*UNTRAINED[:4], "tracker=none", "evaluation=none", "dataset=file", "dataset.path=data.jsonl", "seed=1,2"]
+    run_all(begin(*words))
+    data.write_text('{"prompt": "x", "answer": "z"}\n')
+    with pytest.raises(UserError, match=r"seeds 1, 2 \(content\.dataset [0-9a-f]{16} -> [0-9a-f]{16}\)"):
+        begin(*words)

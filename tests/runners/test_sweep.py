@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from runners import record
+from runners import compose, record
+from runners.compose import run_spec
 from runners.errors import UserError
 from runners.sweep import check_all, left_to_run
 from tests.command import UNTRAINED, retable
@@ -71,6 +72,37 @@ def test_rerun_chooses_what_runs_again(composer: Path) -> None:
     age(specs[1].folder)
     for again, seeds in {"missing": [3], "stale": [2, 3], "all": [1, 2, 3]}.items():
         assert [spec.seed for spec in left_to_run(check_all([*WORDS, "seed=1,2,3", f"rerun={again}"]))] == seeds
+
+
+# Cells that differ only in their seed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["experiment=flow/language", "row=flow"], ["dataset.size=9"], ["model=mini_random"]])
+def test_a_seed_set_afterwards_is_the_same_run(composer: Path, words: list[str]) -> None:
+    for seed in (3, 4):  # the second uses what was composed for the first
+        quick = run_spec([*words, f"seed={seed}"])
+        whole = run_spec([*words, f"seed={seed}"], composed=compose._compose(tuple(quick.overrides)))
+        assert quick.config == whole.config and quick.identity == whole.identity
+        assert quick.seed == quick.config["dataset"]["seed"] == seed
+
+
+def test_a_run_without_a_seed_has_the_default_one(composer: Path) -> None:
+    for seed in (7, 0):
+        assert run_spec([*WORDS, f"seed={seed}"]).seed == seed
+        assert run_spec(list(WORDS)).seed == 1
+
+
+def test_cells_share_the_parent_that_was_checked_once(composer: Path) -> None:
+    ((_, specs),) = check_all(["experiment=flow/language"])
+    assert len({id(spec.parent) for spec in specs}) == 1 and specs[0].parent is not None
+    alone = run_spec(specs[-1].overrides)
+    assert alone.identity == specs[-1].identity and alone.parent == specs[-1].parent
+
+
+@pytest.mark.parametrize("words", [["~seed"], ["seed=null"], ["seed=1.5"], ["+seed=3"]])
+def test_a_seed_that_is_none_is_refused_all_the_same(composer: Path, words: list[str]) -> None:
+    with pytest.raises(UserError):
+        run_spec([*WORDS, *words])
 
 
 # Several output folders --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from runners import lock
 from runners.compose import RunSpec
 from runners.record import Recorder
 from runners.sweep import check_all
-from tests.command import UNTRAINED, retable
+from tests.command import UNTRAINED, retable, write_plugin
 from tests.runs import write_checkpoint, write_done
 
 CHILD = ["model=hf", 'model.from_run=["model=mini_random"]', "method=untrained", "evaluation=none", "tracker=none"]
@@ -91,14 +91,31 @@ def test_a_run_at_work_keeps_everything(folder: Path) -> None:
     assert f"{folder.name}: kept: {folder.name} is worked on by process" in ended.out
 
 
-def test_weights_that_another_cell_starts_from_stay(composer: Path) -> None:
+def test_weights_that_only_a_done_child_started_from_go(composer: Path) -> None:
     ((_, (child,)),) = check_all(CHILD)
     assert child.parent is not None
     fill(child)
     parent = fill(child.parent)
-    words = [word for word in child.parent.overrides if not word.startswith("keep")]
-    ended = retable(*words, "job=clean", "keep=none")  # the child is done, and not of this command
+    ended = retable(*child.parent.overrides, "job=clean", "keep=none")
     assert ended.code == 0 and "model" not in left_in(parent)
+
+
+def test_weights_that_another_cell_of_the_command_starts_from_stay(composer: Path) -> None:
+    plugin = write_plugin(composer / "plugin")
+    table = plugin / "conf/experiment/tried/table.yaml"
+    start = table.read_text().index("      - model=mini_random")
+    end = table.read_text().index("      - training.steps=1")
+    child = """      - model=hf\n      - 'model.from_run=["experiment=tried/table","row=sft"]'\n"""
+    text = table.read_text()[:start] + child + table.read_text()[end:]
+    table.with_name("child.yaml").write_text(text.replace("tried/table\n", "tried/child\n", 1))
+    words = [f"plugins={plugin}", "experiment=tried/table,tried/child", "row=sft", "seed=1", "tracker=none"]
+    (_, (parent,)), (_, (child_spec,)) = check_all(words)
+    assert child_spec.parent is not None and child_spec.parent.folder == parent.folder
+    fill(parent)
+    fill(child_spec)
+    ended = retable("-m", *words, "job=clean", "keep=none")
+    assert ended.code == 0 and left_in(parent.folder) == {"model"} and left_in(child_spec.folder) == set()
+    assert f"{parent.name}: final weights kept: {child_spec.name} starts from them" in ended.out
 
 
 def test_weights_that_an_unfinished_child_needs_stay(composer: Path) -> None:

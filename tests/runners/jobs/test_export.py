@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from runners.compose import run_spec
+from runners.jobs.export import card
 from tests.command import TINY, UNTRAINED, forget_sources, retable, write_plugin
+from tests.runs import write_done
 
 TRAINED = (*TINY, "training.steps=1", "dataset.size=8")
 
@@ -106,6 +109,18 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     assert retable(*UNTRAINED).code == 0
     assert "holds no final weights (nothing was trained, or keep=none)" in retable(*UNTRAINED, "job=export", to).error
     assert not (tmp_path / "model").exists()
+
+
+def test_the_base_model_is_at_the_beginning_of_the_chain(composer: Path) -> None:
+    chain = ["model=hf", """model.from_run=['model=hf','model.from_run=["model=qwen3_0_6b"]']"""]
+    child = run_spec([*chain, "tracker=none"])
+    assert child.parent is not None and child.parent.parent is not None
+    folder = write_done(child)
+    assert "base_model" not in card(folder)  # its parents are not here
+    write_done(child.parent)
+    write_done(child.parent.parent)
+    assert "base_model: Qwen/Qwen3-0.6B-Base\n" in card(folder)
+    assert "starting from `Qwen/Qwen3-0.6B-Base`" in card(folder) and child.parent.name in card(folder)
 
 
 def test_a_row_of_an_experiment_cites_its_table_and_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

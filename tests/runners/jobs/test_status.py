@@ -48,7 +48,8 @@ def test_every_state(words: list[str]) -> None:
         assert lines == shown("-m", *words)  # with and without -m
     assert lines[0] == "tried/table, scale mini"
     text = " ".join(lines)
-    assert "plain 0 done sft 2 failed RuntimeError: it broke ValueError: the last line log: outputs/tried/table" in text
+    assert "plain 0 done sft 2 failed RuntimeError: it broke ValueError: the last line" in text
+    assert f"log of sft seed 2: {sft2.folder}/run.log" in lines
     assert "1 stale the source of its method, evaluation or engine has changed; rerun=stale" in text
     assert "flow 1 running training 120 of 300, about 4 min left; process" in text
     assert "2 missing interrupted; starts anew" in text
