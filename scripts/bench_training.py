@@ -129,14 +129,14 @@ def ours(folder: Path, packing: bool, steps: int) -> dict[str, float]:
     """Our loop on DeepSpeed."""
     from methods.finetune.sft import Sft, SftConfig
     from methods.kinds import Causal
-    from runners import training
+    from runners import processes, training
     from runners.batches import make_batches
     from runners.data import load_rows, tokenize
-    from runners.engine import TrainingEngine, start_processes
+    from runners.engine import TrainingEngine
     from runners.models import load_model, load_tokenizer
     from runners.schema import Dataset, Engine, Model, Training
 
-    start_processes()
+    processes.join(folder / "run")
     model_settings = vars(Model(id=str(folder / "model")))
     tokenizer = load_tokenizer(model_settings, None)
     dataset = vars(Dataset(source="file", path=str(folder / "examples.jsonl"), completion="{completion}"))
@@ -154,7 +154,8 @@ def ours(folder: Path, packing: bool, steps: int) -> dict[str, float]:
         seen.append((time.perf_counter(), sum(batch.target_count for batch in batches.of_step(step))))
 
     method.after_step = after_step  # type: ignore[method-assign]
-    training.train(method, engine, {"policy": engine.engine}, batches, settings, folder, lambda metrics, step: None)
+    roles = {"policy": engine.engine}
+    training.train(method, engine, roles, batches, settings, lambda metrics, step: None, lambda progress: None)
     return _measured(seen)
 
 

@@ -141,7 +141,7 @@ def kill(process: subprocess.Popen[bytes], outputs: Path, moment: Moment, genera
 
 def is_writing(outputs: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):  # renamed while we looked
-        return any(outputs.glob("*/*/checkpoints/writing-step-*"))
+        return any(outputs.glob("runs/*/checkpoints/writing-step-*"))
     return False
 
 
@@ -155,9 +155,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
 
 def place(outputs: Path) -> float:
     """How far the run is: lines of metrics.jsonl, then of the evaluation's journal (less its header)."""
-    lines = [
-        sum(1 for path in outputs.rglob(name) for _ in path.open()) for name in ("metrics.jsonl", "evaluation.jsonl")
-    ]
+    lines = []
+    for name in ("metrics.jsonl", "evaluation.jsonl"):
+        counts = [0]
+        for path in outputs.glob(f"runs/*/{name}"):
+            with contextlib.suppress(FileNotFoundError), path.open() as file:  # deleted when the run is done
+                counts.append(sum(1 for _ in file))
+        lines.append(sum(counts))
     return lines[0] + max(lines[1] - 1, 0)
 
 

@@ -181,7 +181,8 @@ def test_when_every_cell_fails_they_are_listed() -> None:
     words = [word for word in TINY if not word.startswith("dataset")]
     ended = retable("-m", *words, "dataset=file", "dataset.path=data.jsonl", "seed=1,2")
     assert ended.code == 1 and "2 of 2 cells failed:" in ended.err
-    assert ended.err.count("the data set has no column 'prompt'") == 2
+    listed = ended.err[ended.err.index("2 of 2 cells failed:") :]
+    assert listed.count("the data set has no column 'prompt'") == 2
 
 
 def test_children_of_one_parent_train_it_once() -> None:

@@ -170,7 +170,7 @@ def test_override_that_does_not_fit(composer: Path, override: str, message: str)
         ("dataset.size=0", "dataset.size=0: should be greater than 0"),
         ("evaluation.limit=0", "evaluation.limit=0: should be greater than 0"),
         ("evaluation.tasks=[{name:gsm8k,num_fewshot:-1}]", "evaluation.tasks.0.num_fewshot=-1: "),
-        ("keep=all", "keep=all: should be 'none' or 'last'"),
+        ("keep=some", "keep=some: should be 'none', 'last', 'best' or 'all'"),
         ("rerun=yes", "rerun=yes: should be 'missing', 'stale' or 'all'"),
         ("outputs=", "outputs=: "),
         ("dataset.completion=", "dataset.completion must be a template, got ''"),

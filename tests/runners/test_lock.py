@@ -43,9 +43,9 @@ def test_nobody_holds_what_was_never_held(tmp_path: Path) -> None:
 def test_the_holder_is_named(tmp_path: Path, other: subprocess.Popen) -> None:
     who = lock.holder(tmp_path / "run")
     assert who is not None and who.pid == other.pid and who.host == os.uname().nodename
-    with pytest.raises(lock.BusyError, match=rf"run is worked on by process {other.pid} on .*, since 20"):
-        with lock.held(tmp_path / "run", wait=False):
-            pass
+    refused = pytest.raises(lock.BusyError, match=rf"run is worked on by process {other.pid} on .*, since 20")
+    with refused, lock.held(tmp_path / "run", wait=False):
+        pass
 
 
 def test_a_killed_holder_lets_go(tmp_path: Path, other: subprocess.Popen) -> None:
