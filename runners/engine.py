@@ -209,7 +209,30 @@ class TrainingEngine:
 
     def close(self) -> None:
         """Free what the engine holds (hooks, buffers), so that the next job of a sweep starts clean."""
-        self.engine.destroy()
+        _empty(self.engine)
+
+
+def _empty(engine: Any) -> None:
+    """End a DeepSpeed engine and free its memory.
+
+    Hooks of ZeRO 3 on the autograd graph keep it alive in a cycle that Python's collector cannot see, so what it holds
+    is taken out of it: without that, a sweep keeps the weights and optimizer states of every run it has done.
+    """
+    parameters, optimizer = list(engine.module.parameters()), engine.optimizer
+    engine.destroy()
+    if engine.zero_optimization_stage() == 3:
+        for parameter in parameters:
+            vars(parameter).clear()  # its shard, and DeepSpeed's methods that hold the engine
+            parameter.data = torch.empty(0)
+        for holder in (optimizer, getattr(optimizer, "optimizer", None), engine):
+            if holder is not None:
+                vars(holder).clear()
+
+
+def close_frozen(model: nn.Module) -> None:
+    """Free what `frozen_engine` made; a model that is not sharded needs nothing."""
+    if isinstance(model, deepspeed.DeepSpeedEngine):
+        _empty(model)
 
 
 def to_universal(checkpoint: Path, folder: Path) -> None:

@@ -25,7 +25,7 @@ from runners import checkpoints, failures, fingerprint, lock, preemption, proces
 from runners.batches import Batches, make_batches
 from runners.compose import RunSpec
 from runners.data import Examples, load_rows, tokenize
-from runners.engine import TrainingEngine, device, frozen_engine
+from runners.engine import TrainingEngine, close_frozen, device, frozen_engine
 from runners.errors import UserError
 from runners.models import context_length, load_model, load_tokenizer
 from runners.progress import progress
@@ -250,9 +250,10 @@ def _evaluate(spec: RunSpec, context: "RunContext", world: int) -> Evaluation:
     else:
         model = load_model(spec.config["model"], context.parent, len(context.tokenizer), dtype)
     sharded = engine["zero_stage"] == 3 and world > 1
+    placed: Any = frozen_engine(model, engine) if sharded else model.to(device()).eval()
     try:
         return evaluate(
-            frozen_engine(model, engine).module if sharded else model.to(device()).eval(),
+            placed.module if sharded else placed,
             context.tokenizer,
             [TaskRequest(**task) for task in settings["tasks"]],
             batch_size=settings["batch_size"],
@@ -273,6 +274,8 @@ def _evaluate(spec: RunSpec, context: "RunContext", world: int) -> Evaluation:
         raise processes.stop("in its evaluation") from None
     except ValueError as error:
         raise UserError(f"evaluation: {error}") from error
+    finally:
+        close_frozen(placed)
 
 
 class RunContext:
@@ -427,6 +430,9 @@ class RunContext:
 
     def close(self) -> None:
         """Free models and engines before the evaluation loads what was saved."""
+        for name, role in self._roles.items():
+            if name not in self._engines:
+                close_frozen(role)
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()

@@ -1,5 +1,6 @@
 """The training loop: what must not change a loss curve, what must stop it, and what it continues from."""
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -214,6 +215,21 @@ def test_resumed_equals_uninterrupted(tmp_path, method, stage):
     assert [step for step, _ in resumed.records] == [5, 6, 7, 8]
     assert np.array_equal(resumed.column("train/loss"), whole.column("train/loss")[4:])
     assert all(torch.equal(value, whole.weights[name]) for name, value in resumed.weights.items())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_closed_engine_leaves_no_weights_behind(tmp_path, stage):
+    """Else a sweep would hold the weights and optimizer states of every run it has done."""
+
+    def large():
+        gc.collect()
+        return sum(isinstance(item, torch.Tensor) and item.numel() > 60_000 for item in gc.get_objects())
+
+    before = large()
+    curve = Curve(tmp_path, steps=2, engine=Engine(zero_stage=stage), model=tiny_llama(hidden_size=256))
+    assert large() > before, "the weights that the test holds"
+    del curve
+    assert large() == before
 
 
 def test_schedules():
