@@ -66,16 +66,16 @@ def seal(aside: Path, final: Path, found: Digests | None = None) -> None:
         json.dump(found if found is not None else digests(aside, files_of(aside)), file)
         file.flush()
         os.fsync(file.fileno())
-    _flush_names(aside)
+    flush_names(aside)
     if final.exists():
         shutil.rmtree(final)
     os.replace(aside, final)
-    _flush_names(final.parent)
+    flush_names(final.parent)
 
 
 def latest(folder: Path) -> Path | None:
     """The newest healthy checkpoint below `folder`; a damaged one is named in a warning and passed over."""
-    for path in sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []:
+    for path in reversed(_by_step(folder)):
         problem = damage(path)
         if problem is None:
             return path
@@ -107,7 +107,15 @@ def _altered(folder: Path, expected: Mapping[str, Any], contents: bool) -> str |
 
 def sealed(folder: Path) -> list[Path]:
     """The complete checkpoints below `folder`, oldest first, by their seals alone."""
-    return [path for path in sorted(folder.glob("step-*")) if (path / SEAL).is_file()]
+    return [path for path in _by_step(folder) if (path / SEAL).is_file()]
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def rotate(folder: Path, spare: Callable[[list[Path]], Path | None] = lambda _: None) -> None:
@@ -128,6 +136,9 @@ def rotate(folder: Path, spare: Callable[[list[Path]], Path | None] = lambda _: 
         log.warning("checkpoint %s is damaged (%s): no older one is deleted", found[-1], problem)
         return
     spared = spare(found)
+    for path in _by_step(folder):
+        if path not in found and _step(path) < _step(found[-_KEEP]):  # an earlier rotation had begun to delete it
+            shutil.rmtree(path, ignore_errors=True)
     for path in found[:-_KEEP]:
         if path != spared:
             # The seal goes first: a folder of which half is deleted must not look complete.
@@ -156,7 +167,7 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _flush_names(folder: Path) -> None:
+def flush_names(folder: Path) -> None:
     """Make new names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

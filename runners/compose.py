@@ -36,7 +36,10 @@ _WHERE = {
     "dataset": ("data_root",),
 }
 # Root keys that a parent takes over from its child.
-_INHERITED = ("outputs", "runs_from", "plugins", "hydra.searchpath", "tracker", "rerun", "debug")
+_INHERITED = (
+    *("outputs", "runs_from", "plugins", "hydra.searchpath", "tracker", "rerun", "busy", "debug"),
+    *("processes", "gpus", "nodes"),
+)
 _IDENTITY_GROUPS = ("model", "dataset", "method", *PARTS, "optimizer", "training", "evaluation", "engine")
 
 

@@ -5,6 +5,7 @@ safetensors, of CUDA. Nothing finished is lost by any of them; the same command 
 """
 
 import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,23 @@ def explain(error: BaseException, config: Mapping[str, Any], folder: Path) -> Us
     # PyTorch's writer (inline_container.cc) does not say what the system told it.
     wrote = "inline_container.cc" in text or type(error).__name__ == "SafetensorError"
     if isinstance(error, OSError) and error.errno in _FULL:
-        return UserError(f"{error.filename or folder}: {error.strerror}; {_ROOM}")
+        elsewhere = error.filename is not None and not _is_below(error.filename, config["outputs"])
+        return UserError(f"{error.filename or folder}: {error.strerror}{'' if elsewhere else f'; {_ROOM}'}")
     if wrote and ("os error 28" in text or "unexpected pos" in text or "file write failed" in text):
         return UserError(f"{folder}: writing failed, most likely for want of space; {_ROOM}")
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return UserError(f"{error.filename or folder}: {error.strerror}; choose another folder with outputs=")
+        elsewhere = error.filename is not None and not _is_below(error.filename, config["outputs"])
+        way_out = "" if elsewhere else "; choose another folder with outputs="
+        return UserError(f"{error.filename or folder}: {error.strerror}{way_out}")
     return None
+
+
+def _is_below(path: str | bytes | int, outputs: str) -> bool:
+    return (
+        Path(os.fsdecode(path) if not isinstance(path, int) else "")
+        .absolute()
+        .is_relative_to(Path(outputs).expanduser().absolute())
+    )
 
 
 _ROOM = "make room or choose another outputs=, then type the command again: it continues from its last checkpoint"
@@ -51,7 +63,7 @@ def _less_memory(config: Mapping[str, Any]) -> str:
     if not engine["activation_checkpointing"]:
         ways.append("engine.activation_checkpointing=true")
     if engine["zero_stage"] < 3:
-        ways.append("engine=zero3 over more gpus")
+        ways.append("engine=zero3 over more gpus (starts anew: delete the run's checkpoints/)")
     if engine["offload"] == "none":
         ways.append("engine.offload=optimizer with engine=zero1, zero2 or zero3")
     return "; ".join(ways)

@@ -40,6 +40,8 @@ _NEUTRAL = frozenset(
         "runners.lock",
         "runners.preemption",
         "runners.failures",
+        "runners.retention",
+        "runners.sweep",
         "runners.progress",
         "runners.compose",
         "runners.expand",

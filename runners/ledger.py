@@ -66,7 +66,7 @@ def enter(plan: Plan, specs: Sequence[RunSpec]) -> None:
     the rows that have changed is dropped.
     """
     path = folder_of(plan, specs[0]) / _FILE
-    with lock.held(path, wait=True):
+    with lock.held(path, patience=600):
         book = _read(path)
         different = _different(book, plan, specs)
         if different:

@@ -6,8 +6,8 @@ away. What the file holds, who works and since when, is only told.
 """
 
 import contextlib
+import fcntl
 import json
-import logging
 import os
 import socket
 import time
@@ -19,9 +19,7 @@ from filelock import FileLock, Timeout
 
 from runners.errors import UserError
 
-log = logging.getLogger(__name__)
-
-_LOOK_EVERY = 1.0  # seconds between looks at a lock that somebody holds
+_GLANCE = 0.3  # seconds in which somebody who only looks is gone again
 
 
 @dataclass(frozen=True)
@@ -50,41 +48,35 @@ def path_of(folder: Path) -> Path:
 def holder(folder: Path) -> Holder | None:
     """Who works on the run in `folder` at this moment; None when nobody does."""
     path = path_of(folder)
-    if not path.exists():
-        return None
-    trial = FileLock(path, is_singleton=False)
     try:
-        trial.acquire(timeout=0)
-    except Timeout:
-        return _read(path)
-    except OSError:  # not ours to lock: it is in a folder that we can only read
+        with path.open("rb") as file:
+            # Shared: those who only look do not see one another.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read(path) or Holder("an unknown host", 0, "just now")
+    except OSError:  # there is none, or it is not ours to look at
         return None
-    trial.release()
     return None
 
 
 @contextlib.contextmanager
-def held(folder: Path, *, wait: bool) -> Iterator[None]:
+def held(folder: Path, *, patience: float) -> Iterator[None]:
     """Hold the lock of the run in `folder`.
 
     Args:
         folder: the run's; it need not exist.
-        wait: whether to wait while another process works on the run.
+        patience: seconds to wait while another process works on the run.
 
     Raises:
-        BusyError: another process does, and `wait` is false. The message names it.
+        BusyError: another process still does. The message names it.
     """
     path = path_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=max(patience, _GLANCE), poll_interval=0.02)
     except Timeout:
-        who = _read(path)
-        if not wait:
-            raise BusyError(f"busy=fail: {folder.name} is worked on by {who or 'another process'}") from None
-        log.info("waiting for %s: worked on by %s", folder.name, who or "another process")
-        lock.acquire(poll_interval=_LOOK_EVERY)
+        raise BusyError(f"{folder.name} is worked on by {_read(path) or 'another process'}") from None
     try:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         mine = Holder(socket.gethostname(), os.getpid(), since, os.environ.get("SLURM_JOB_ID"))

@@ -1,6 +1,6 @@
-"""Preemption: told to stop (SIGTERM, SIGUSR1), a run writes a checkpoint at the next step and can be resumed.
+"""Preemption: told to stop (SIGTERM, SIGUSR1, a closed terminal), a run writes a checkpoint and can be resumed.
 
-Clusters take machines back with a warning, and so does a user who closes a terminal. The signal only raises a flag;
+Clusters take machines back with a warning. The signal only raises a flag;
 training and evaluation look at it between two steps, where everything is in order, leave a checkpoint, and end with
 exit code 75 (EX_TEMPFAIL): the same command continues. A Slurm job asks to be queued again before it ends.
 """
@@ -21,7 +21,7 @@ EXIT_RESUMABLE = 75
 """Exit code of a command that was told to stop and can be resumed by typing it again."""
 
 # SIGUSR2 is what submitit has Slurm send before the time limit.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 _received: int | None = None
 _listeners: list[Callable[[int], None]] = []
@@ -60,7 +60,9 @@ def listening(forward: Callable[[int], None] | None = None) -> Iterator[None]:
     before: dict[int, Any] = {}
     if not _listeners:
         _received = None
-        before = {number: signal.signal(number, _note) for number in _SIGNALS}
+        # Under nohup a closed terminal is to be ignored.
+        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, _note) for number in heard}
     _listeners.append(listener)
     try:
         yield

@@ -173,7 +173,7 @@ def any_rank(flag: bool) -> bool:
         return flag
     import torch
 
-    found = torch.tensor(int(flag), device="cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.tensor(int(flag))  # on the CPU, whose group is always there
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return bool(found)
 
@@ -215,19 +215,27 @@ def launch(count: int, threads: int | None, work: Callable[..., Any], *arguments
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",  # the agent's store takes a free port, and is the one that workers meet in
             max_restarts=0,
-            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # the signals to stop are passed on by us
+            signals_to_handle="SIGINT,SIGQUIT",  # the signals to stop are passed on by us
         )
         environment = {
             "OMP_NUM_THREADS": str(threads or max((os.cpu_count() or 1) // count, 1)),
             "LOCAL_RANK": None,
         }
         failure: BaseException | None = None
+        told = Path(notes) / "stop"
+
+        def pass_on(number: int) -> None:
+            told.touch()  # for workers that are not there yet
+            _pass_on(number)
+
         try:
-            with _signals_kept(), preemption.listening(_pass_on), _environment(environment):
+            with _signals_kept(), preemption.listening(pass_on), _environment(environment):
+                if preemption.requested():
+                    raise preemption.stop("before its workers started")
                 returned = elastic_launch(config, _worker)(os.getpid(), notes, sys.path, work, arguments)
         except ChildFailedError as error:
             failure = _first_failure(error.failures, Path(notes))
-            if preemption.requested() and not list(Path(notes).iterdir()):
+            if preemption.requested() and not list(Path(notes).glob("*.json")):
                 failure = preemption.stop("while it started")  # workers without handlers yet die of the signal
         except SignalException:
             failure = KeyboardInterrupt()
@@ -250,7 +258,10 @@ def _worker(parent: int, notes: str, path: list[str], work: Callable[..., T], ar
     sys.path[:] = path
     _log_like_the_parent()
     try:
-        return "done", work(*arguments)
+        with preemption.listening():
+            if (Path(notes) / "stop").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return "done", work(*arguments)
     except preemption.Preempted as stopped:
         return "preempted", str(stopped)
     except BaseException as error:

@@ -84,12 +84,24 @@ def begun_by(folder: Path) -> str | None:
     return _read(path).get("source") if path.is_file() else None
 
 
-def weights_problem(folder: Path) -> str | None:
-    """Why a run's final weights cannot be used by another run; None when they can."""
-    if not (folder / "model").is_dir():
-        return f"{folder} holds no final weights (keep=none)"
-    problem = checkpoints.damage(folder / "model", contents=False)
-    return f"{folder}/model: {problem}" if problem else None
+def weights(spec: RunSpec) -> tuple[Path, str | None]:
+    """The folder of a done run from which its final weights can be taken; and what is wrong where there is none.
+
+    A run may be done here and in one of `runs_from`, and only one of them may hold its weights.
+    """
+    problems = []
+    for folder in [spec.folder, *(spec.folder_below(root) for root in spec.config["runs_from"])]:
+        result = read_result(folder)
+        if result is None or result.get("source") != spec.source:
+            continue
+        if not (folder / "model").is_dir():
+            problems.append(f"{folder} holds no final weights (keep=none, or a copy without model/)")
+            continue
+        problem = checkpoints.damage(folder / "model", contents=False)
+        if problem is None:
+            return folder, None
+        problems.append(f"{folder}/model: {problem}")
+    return spec.folder, "; ".join(problems) or f"{spec.folder} is not done"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -191,9 +203,16 @@ class Recorder:
         """Drop the lines of steps that will be done again: those after the checkpoint a run continues from."""
         path = self.folder / "metrics.jsonl"
         if self._writes and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and (json.loads(line)["step"] or 0) <= step]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
             write_atomically(path, "".join(kept))
+
+    def flush(self) -> None:
+        """Have what was appended to metrics.jsonl on the disk."""
+        path = self.folder / "metrics.jsonl"
+        if self._writes and path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def samples(self, task: str, samples: list[dict[str, Any]]) -> None:
         """Write what the model answered to each item of a task."""
@@ -238,6 +257,14 @@ class Recorder:
             (self.folder / name).unlink(missing_ok=True)
 
 
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite for one that a power cut has left in pieces."""
+    try:
+        return json.loads(line)["step"] or 0
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def set_aside(folder: Path) -> Path:
     """Rename a done run's folder out of the way, so that a new attempt never overwrites it."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -261,6 +288,7 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+    checkpoints.flush_names(path.parent)
 
 
 def now() -> str:

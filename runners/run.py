@@ -1,10 +1,10 @@
 """One run, from its checked configuration to its result: load, method, evaluate, record."""
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import logging
-import shutil
 import sys
 import time
 import traceback
@@ -21,7 +21,19 @@ from methods.batch import Batch
 from methods.kinds import Causal, adapter
 from methods.method import Method
 from methods.objective import Objective
-from runners import checkpoints, failures, fingerprint, lock, preemption, processes, record, signatures, training
+from runners import (
+    checkpoints,
+    failures,
+    fingerprint,
+    lock,
+    preemption,
+    processes,
+    record,
+    retention,
+    signatures,
+    sweep,
+    training,
+)
 from runners.batches import Batches, make_batches
 from runners.compose import RunSpec
 from runners.data import Examples, load_rows, tokenize
@@ -33,6 +45,10 @@ from runners.record import Recorder
 from runners.tracker import NullTracker, Tracker, open_tracker
 
 log = logging.getLogger(__name__)
+
+
+_PATIENCE = 5.0  # seconds between two looks at a lock that another process holds
+_BUSY = "busy"
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
@@ -59,8 +75,12 @@ def run(spec: RunSpec) -> dict[str, Any]:
 
 
 def _run_locked(spec: RunSpec, held: contextlib.ExitStack) -> dict[str, Any]:
-    known = processes.first_decides(lambda: _take(spec, held))
-    if known is not None:
+    told: list[str] = []
+    while (known := processes.first_decides(lambda: _take(spec, held, told))) == _BUSY:
+        # All ranks meet here between two looks, so that none waits alone for long, and all can be told to stop.
+        if processes.any_rank(preemption.requested()):
+            raise processes.stop(f"while it waited for {spec.name}")
+    if isinstance(known, dict):
         return known
     if spec.parent is not None:
         if signatures.read(spec.config["method"]["_target_"]).attributes.get("trained"):
@@ -83,25 +103,22 @@ def _run_locked(spec: RunSpec, held: contextlib.ExitStack) -> dict[str, Any]:
     return result
 
 
-def _take(spec: RunSpec, held: contextlib.ExitStack) -> dict[str, Any] | None:
-    """Take the run's lock, unless it need not run: then its result."""
-    result = _result_to_keep(spec)
-    if result is None:
-        held.enter_context(lock.held(spec.folder, wait=spec.config["busy"] == "wait"))
-        result = _result_to_keep(spec)  # another process may just have done it
-    return result
-
-
-def _result_to_keep(spec: RunSpec) -> dict[str, Any] | None:
-    known = record.status(spec)
-    again = spec.config["rerun"]
-    if known.result is None or again == "all" or (known.state == "stale" and again == "stale"):
-        return None
-    if known.state == "stale":
-        log.warning("skipped: %s is stale (%s); rerun=stale runs it again", spec.name, known.reason)
-    else:
-        log.info("skipped: %s is done (%s)", spec.name, known.folder / "result.json")
-    return known.result
+def _take(spec: RunSpec, held: contextlib.ExitStack, told: list[str]) -> dict[str, Any] | str | None:
+    """Take the run's lock, unless it need not run: then its result. `_BUSY` while somebody else has it."""
+    result = sweep.result_to_keep(spec)
+    if result is not None:
+        return result
+    wait = spec.config["busy"] == "wait"
+    try:
+        held.enter_context(lock.held(spec.folder, patience=_PATIENCE if told else 0))
+    except lock.BusyError as error:
+        if not wait:
+            raise lock.BusyError(f"busy=fail: {error}") from None
+        if not told:
+            told.append(str(error))
+            log.info("waiting: %s", error)
+        return _BUSY
+    return sweep.result_to_keep(spec)  # another process may just have done it
 
 
 def _ensure_parent(spec: RunSpec, parent: RunSpec) -> None:
@@ -112,10 +129,11 @@ def _ensure_parent(spec: RunSpec, parent: RunSpec) -> None:
         )
     if known.state != "done":
         log.info("%s needs %s, which runs first", spec.name, parent.name)
-        run(parent)
-    problem = processes.first_decides(lambda: record.weights_problem(record.status(parent).folder))
+        # What another child has made of it meanwhile is not made again, whatever `rerun` says.
+        run(dataclasses.replace(parent, config={**parent.config, "rerun": "stale"}))
+    _, problem = processes.first_decides(lambda: record.weights(parent))
     if problem is not None:
-        raise UserError(f"model.from_run: {problem}; run it again with keep=last")
+        raise UserError(f"model.from_run: {problem}; run the parent again with rerun=all keep=last")
 
 
 def _make_way(spec: RunSpec) -> None:
@@ -162,6 +180,9 @@ def execute(spec: RunSpec) -> dict[str, Any]:
         except BaseException as error:
             known = failures.explain(error, config, spec.folder)
             recorder.failure(known or error)
+            if rank and isinstance(error, Exception):  # rank 0 only learns that the connection is gone
+                with contextlib.suppress(OSError), (spec.folder / "run.log").open("a", encoding="utf-8") as file:
+                    file.write(f"rank {rank}:\n{traceback.format_exc()}")
             tracker.finish(failed=True)
             if known is None:
                 raise
@@ -169,7 +190,8 @@ def execute(spec: RunSpec) -> dict[str, Any]:
         tracker.summary(_flat(result))
         recorder.result(result)
         if rank == 0:
-            _tidy(spec)
+            for note in retention.tidy(spec).left:
+                log.warning("%s: %s", spec.name, note)
         tracker.finish()
         log.info("done: %s in %.0f s", spec.name, result["seconds"])
         return result
@@ -181,14 +203,18 @@ def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, wor
     training.seed_everything(spec.seed, rank)
     context = RunContext(spec, recorder, tracker, rank, world)
     ended = processes.agree(recorder.method_ended() if rank == 0 else None)
-    if ended is None:
-        ended = {"method_metrics": dict(context.method.run(context)), "seconds": time.perf_counter() - began}
-        if context.method.trained:
-            context.save_model()
-        recorder.method_end(ended)
-    else:
-        log.info("%s: the method has ended in an earlier attempt, its result is evaluated", spec.name)
-    context.close()
+    try:
+        if ended is None:
+            if rank == 0:  # answers of weights that are made again
+                (spec.folder / "evaluation.jsonl").unlink(missing_ok=True)
+            ended = {"method_metrics": dict(context.method.run(context)), "seconds": time.perf_counter() - began}
+            if context.method.trained:
+                context.save_model()
+            recorder.method_end(ended)
+        else:
+            log.info("%s: the method has ended in an earlier attempt, its result is evaluated", spec.name)
+    finally:
+        context.close()  # after a failure too: an exception keeps what its frames hold
     evaluating = time.perf_counter()
     evaluation = _evaluate(spec, context, world)
     for task, samples in evaluation.samples.items():
@@ -218,22 +244,6 @@ def _open_tracker(spec: RunSpec) -> Tracker:
         job_type=spec.choices["method"],
         config={**spec.config, "identity": spec.identity},
     )
-
-
-def _tidy(spec: RunSpec) -> None:
-    """Delete what a done run need not keep; the result is written already."""
-    keep = spec.config["keep"]
-    if keep in ("none", "last"):
-        shutil.rmtree(spec.folder / "checkpoints", ignore_errors=True)
-    elif keep == "best":
-        found = checkpoints.sealed(spec.folder / "checkpoints")
-        chosen = checkpoints.best(found, spec.config["best_metric"], spec.config["best_is"] == "lower")
-        for path in (spec.folder / "checkpoints").glob("*"):
-            if chosen is not None and path != chosen:
-                shutil.rmtree(path, ignore_errors=True)
-    checkpoints.clear_leftovers(spec.folder)
-    if keep == "none":
-        shutil.rmtree(spec.folder / "model", ignore_errors=True)
 
 
 def _evaluate(spec: RunSpec, context: "RunContext", world: int) -> Evaluation:
@@ -286,7 +296,7 @@ class RunContext:
         self._recorder, self._tracker = recorder, tracker
         self._rank, self._world = rank, world
         self.kind: Causal = adapter(spec.config["model"]["kind"])
-        self.parent = record.status(spec.parent).folder if spec.parent else None
+        self.parent = record.weights(spec.parent)[0] if spec.parent else None
         self.method = build_method(spec.config["method"])
         self._roles: dict[str, nn.Module] = {}
         self._engines: dict[str, TrainingEngine] = {}
@@ -371,7 +381,9 @@ class RunContext:
 
     def restore(self, method: Method) -> None:
         """Give a method back what it had computed before the run was interrupted."""
-        training.restore_method(method, self.folder, self._resume)
+        resume = self._resume
+        source = processes.first_decides(lambda: training.method_state_of(self.folder, resume))
+        training.restore_method(method, source)
 
     def prepared(self, method: Method) -> None:
         """Keep what a method has computed before its training."""
@@ -397,11 +409,15 @@ class RunContext:
             self._data,
             self.config["training"],
             self._log,
-            lambda progress: training.save(engine, objective, self.folder, progress, keep),
+            lambda progress: self._save(engine, objective, progress, keep),
             done,
             self.tell("training"),
             self.folder / "profile" / "trace.json" if traced else None,
         )
+
+    def _save(self, engine: TrainingEngine, objective: Method, done: training.Progress, keep: training.Keep) -> None:
+        self._recorder.flush()  # the record of the steps must not end before the checkpoint of them
+        training.save(engine, objective, self.folder, done, keep)
 
     def tell(self, phase: str) -> Callable[[int, int], None]:
         """A function of (done, total) that notes how far a phase of the run is, for `job=status`."""

@@ -1,19 +1,22 @@
 """The cells of a command, composed and checked; which of them are left to run."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from runners import ledger, record
+from runners import ledger, lock, record
 from runners.compose import Parents, RunSpec, run_spec
 from runners.errors import UserError
 from runners.plan import Cell, Plan, plans
 from runners.tables.experiment import Experiment
-from runners.tables.measurements import seed_list
+from runners.tables.measurements import count, seed_list
 
 log = logging.getLogger(__name__)
 
 _FEW = 5  # cells that are skipped with a line each
+_LATER = {"failed": 1, "running": 2}  # states of runs whose turn comes after the others
 
 Checked = list[tuple[Plan, list[RunSpec]]]
 
@@ -58,6 +61,13 @@ def left_to_run(checked: Checked) -> list[RunSpec]:
     Raises:
         UserError: cells have run with a configuration that has changed since (`changed=accept` goes on).
     """
+    starts = {spec.parent.folder for _, specs in checked for spec in specs if spec.parent}
+    for _, specs in checked:
+        for spec in specs:
+            if spec.folder in starts and spec.config["keep"] == "none":
+                raise UserError(
+                    f"keep=none: other cells start from {spec.name}; take keep=last, then job=clean keep=none"
+                )
     for plan, specs in checked:
         ledger.check(plan, specs)
     for plan, specs in checked:
@@ -70,20 +80,26 @@ def left_to_run(checked: Checked) -> list[RunSpec]:
     skipped = [(cell, spec, state) for cell, spec, state in known if is_skipped(spec, state)]
     _tell_skipped(skipped, len(known))
     due = [(spec, state) for _, spec, state in known if not is_skipped(spec, state)]
-    # Those that another process is at work on come last: meanwhile the others get done.
-    return [spec for spec, _ in sorted(due, key=lambda item: item[1].state == "running")]
+    former = [spec for spec, state in due if state.state == "done" and state.folder == spec.folder]
+    for spec in former:  # before the first starts: else a sweep interrupted in the middle would redo what it has done
+        with contextlib.suppress(lock.BusyError), lock.held(spec.folder, patience=0):
+            record.set_aside(spec.folder)
+    if former:
+        log.warning("rerun=all: %s put aside; if this is interrupted, go on without it", count(len(former), "result"))
+    # Those that failed or that another process is at work on come last: meanwhile the others get done.
+    return [spec for spec, _ in sorted(due, key=lambda item: _LATER.get(item[1].state, 0))]
 
 
-def is_due(spec: RunSpec) -> bool:
-    """Whether a run is due; when it is not, a line says why."""
+def result_to_keep(spec: RunSpec) -> dict[str, Any] | None:
+    """The result of a run that is not due, with a line that says why; None when it is due."""
     known = record.status(spec)
     if not is_skipped(spec, known):
-        return True
+        return None
     if known.state == "stale":
         log.warning("skipped: %s is stale (%s); rerun=stale runs it again", spec.name, known.reason)
     else:
         _tell_done(spec, known)
-    return False
+    return known.result
 
 
 def is_skipped(spec: RunSpec, known: record.Status) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import sys
 import types
 import warnings
@@ -18,7 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from runners import preemption
+from runners import preemption, processes
 from runners.errors import FailedCells, UserError, nearest
 from runners.expand import expand, value_of
 
@@ -46,7 +47,7 @@ class RowsSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run what `arguments` mean. Hydra calls this once per command."""
-        from runners import jobs, processes, sweep
+        from runners import jobs, sweep
         from runners.jobs import table
 
         job = value_of(arguments, "job", "run")
@@ -84,10 +85,14 @@ class RowsSweeper(Sweeper):
                 raise preemption.stop(f"after {number} of {len(todo)} cells")
             (returned,) = self.launcher.launch([spec.overrides], initial_job_idx=number)
             line = _failure(spec, returned)
+            del returned  # its exception holds the frames, and they the model
             if line:
                 failed.append(line)
-                if fail_fast:
-                    failed.append(f"  {len(todo) - number - 1} cells were not started (fail_fast=true)")
+                left = len(todo) - number - 1
+                if left and (fail_fast or processes.given()):  # other ranks may still wait in the failed cell
+                    why = "fail_fast=true" if fail_fast else "several ranks; type the command again"
+                    failed.append(f"  {left} cells were not started ({why})")
+                if fail_fast or processes.given():
                     break
                 if number + 1 < len(todo):
                     log.error("failed:%s", line)
@@ -130,7 +135,7 @@ class OptunaSweeper(Sweeper):
         (folder / sweeper.study_name).mkdir(parents=True, exist_ok=True)
         sweeper.config.hydra.sweep.dir = str(folder / sweeper.study_name)  # where it writes what it has found
         busy = value_of(arguments, "busy", "wait")
-        with lock.held(folder / sweeper.study_name, wait=busy == "wait"), preemption.listening():
+        with lock.held(folder / sweeper.study_name, patience=math.inf if busy == "wait" else 0), preemption.listening():
             self._continue(arguments)
 
     def _continue(self, arguments: list[str]) -> None:

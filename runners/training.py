@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -276,14 +277,19 @@ def find_resume(folder: Path, world: int, zero_stage: int) -> Resume | None:
     log.info("continuing from %s", found)
     if (noted["world"], noted["zero_stage"]) == (world, zero_stage):
         return Resume(found, found)
-    if bool(noted["zero_stage"]) != bool(zero_stage):
+    whole, sharded_optimizer, sharded_weights = range(3)
+    layout = (whole, sharded_optimizer, sharded_optimizer, sharded_weights)
+    if layout[noted["zero_stage"]] != layout[zero_stage]:
         raise UserError(
-            f"engine.zero_stage={zero_stage}: {found} was written with engine.zero_stage={noted['zero_stage']}, "
-            "sharded and whole optimizers cannot continue one another; use that, or delete the checkpoints"
+            f"engine.zero_stage={zero_stage}: {found} was written with engine.zero_stage={noted['zero_stage']}, which "
+            f"this one cannot continue; use that stage, or delete {root} to start anew"
         )
     if zero_stage == 0:
         return Resume(found, found)  # whole on every process
     converted = root / f"universal-{found.name}"
+    for path in root.glob("universal-*"):  # of earlier resumes: each is a copy of the whole optimizer
+        if path != converted:
+            shutil.rmtree(path, ignore_errors=True)
     if checkpoints.damage(converted) is not None:
         log.info("it was written by %d processes, this is %d: converting it", noted["world"], world)
         aside = checkpoints.written_aside(converted)
@@ -292,12 +298,18 @@ def find_resume(folder: Path, world: int, zero_stage: int) -> Resume | None:
     return Resume(found, converted)
 
 
-def restore_method(objective: Method, folder: Path, resume: Resume | None) -> None:
-    """Give a method back what it had computed: at its last checkpoint, or before training."""
+def method_state_of(folder: Path, resume: Resume | None) -> Path | None:
+    """Where a method's state lies: in its last checkpoint, or where it was put before training."""
     source = resume.checkpoint if resume else folder / "checkpoints" / "prepared"
     if resume is None and checkpoints.damage(source) is not None:
-        return
-    objective.load_state_dict(torch.load(source / "method.pt", weights_only=True))
+        return None
+    return source / "method.pt"
+
+
+def restore_method(objective: Method, source: Path | None) -> None:
+    """Give a method back what it had computed; nothing without a source."""
+    if source is not None:
+        objective.load_state_dict(torch.load(source, weights_only=True, map_location="cpu"))
 
 
 def restore(engine: TrainingEngine, resume: Resume | None, seed: int) -> Progress:

@@ -65,7 +65,7 @@ class Curve:
         if poison:
             poison(self)
         try:
-            training.restore_method(self.method, tmp_path, resume)
+            training.restore_method(self.method, training.method_state_of(tmp_path, resume))
             self.summary = training.train(
                 self.method,
                 self.engine,

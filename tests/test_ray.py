@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import UNTRAINED, write_plugin
+from tests.command import TINY, UNTRAINED, write_plugin
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is missing: pip install retable[ray]"),
@@ -48,6 +49,29 @@ class Seeing(Untrained):
         if context.seed == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().run(context)
+'''
+
+# Supervised fine-tuning that takes its time; the environment says how much.
+SLOW = '''"""A private method."""
+
+import os
+import time
+from collections.abc import Mapping
+
+from methods.batch import Batch
+from methods.finetune.sft import Sft, SftConfig
+from methods.objective import Loss
+
+
+class Slow(Sft):
+    """Slow: supervised fine-tuning that takes its time."""
+
+    config: SftConfig
+
+    def loss(self, roles: Mapping, batch: Batch) -> Loss:
+        """That of SFT, after a nap."""
+        time.sleep(float(os.environ["NAP"]))
+        return super().loss(roles, batch)
 '''
 
 
@@ -102,6 +126,57 @@ def test_runs_share_two_gpus_and_one_that_fails_stops_no_other(tmp_path: Path) -
     while (left := processes_with(f"RETABLE_TEST={mark}")) and time.monotonic() < until:
         time.sleep(0.2)
     assert not left, f"still running: {left}"
+
+
+def test_a_sweep_that_is_told_to_stop_leaves_checkpoints_and_continues(tmp_path: Path) -> None:
+    """Two cells run and one waits for room; no checkpoint is due but those they write then."""
+    write_plugin(tmp_path / "plugins", "slow", SLOW)
+    (tmp_path / "plugins/conf/method/private/slow.yaml").write_text("# Slow.\n_target_: slow.Slow\n")
+    words = [*TINY, "plugins=plugins", "method=private/slow", "training.steps=60", "training.log_every=1"]
+    ray = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.remote.max_retries=0"]
+    command = [sys.executable, "-m", "runners.main", "-m", *words, "seed=1,2,3", "keep=all", *ray]
+    environment = {**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    printed = tmp_path / "printed"
+    with printed.open("w") as file:
+        process = subprocess.Popen(command, env={**environment, "NAP": "1"}, cwd=tmp_path, stdout=file, stderr=file)
+    try:
+        until = time.monotonic() + 120
+        while len(under_way := [run for run in runs_of(tmp_path) if steps_of(run) >= 2]) < 2:
+            assert process.poll() is None and time.monotonic() < until, printed.read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert code == 75, printed.read_text()
+    assert "stopped by SIGTERM after 0 of 3 cells; the same command continues it" in printed.read_text()
+    assert runs_of(tmp_path) == under_way  # the third was not started
+    stopped_at = {run: steps_of(run) for run in under_way}
+    assert all(2 <= steps < 60 and list((run / "checkpoints").iterdir()) for run, steps in stopped_at.items())
+    assert not list((tmp_path / "outputs/.ray").iterdir())
+
+    again = subprocess.run(
+        command, env={**environment, "NAP": "0"}, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(runs_of(tmp_path)) == 3
+    for run in runs_of(tmp_path):
+        assert (run / "result.json").is_file() and steps_of(run) == 60
+        log = (run / "run.log").read_text()
+        assert log.count("continuing from") == (run in under_way)
+        if run in under_way:
+            assert f"step {stopped_at[run]}" in log  # nothing but time was lost
+    assert "(3)" in again.stdout and "failed" not in again.stderr  # the table's cell is a mean of all
+
+
+def runs_of(folder: Path) -> list[Path]:
+    return sorted((folder / "outputs/runs").glob("private_slow-*"))
+
+
+def steps_of(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
 def processes_with(variable: str) -> list[str]:

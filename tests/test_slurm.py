@@ -222,6 +222,9 @@ def test_cancelled_job_stops_no_other_and_a_queued_one_is_waited_for(cluster: Cl
         first, second = sorted(cluster.slurm("squeue", "--noheader", "--array", "--format=%i").split())
         with cluster.sweep(*words, nap=0.4) as again:
             again.wait_until(lambda: again.printed.count("already in the queue") == 2, 60, "finding the jobs")
+            # Noted with the experiment: runs of another may have the same names.
+            notes = sorted(path.name for path in (outputs / ".slurm").glob("*.job"))
+            assert notes == [f"runs-{run_of(outputs, seed).name}.job" for seed in (1, 2)]
             assert sorted(cluster.slurm("squeue", "--noheader", "--array", "--format=%i").split()) == [first, second]
             cluster.slurm("scancel", first)
             assert again.process.wait(90) == 1

@@ -4,10 +4,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from runners import record
+from runners import processes, record
 from runners.compose import Composed, RunSpec, run_spec
 from runners.errors import UserError
-from runners.sweep import is_due
+from runners.sweep import result_to_keep
 
 # Each module has `show(overrides)`.
 JOBS = {
@@ -35,15 +35,14 @@ def start(job: str, overrides: list[str], composed: Composed | None = None, *, i
     """
     if job == "run":
         spec = run_spec(overrides, composed=composed)
-        known = record.status(spec)
-        if known.result is None or is_due(spec):
+        # Several ranks decide together, in `run`; one alone need not import torch for a run that is done.
+        result = None if processes.given() else result_to_keep(spec)
+        if result is None:
             from runners.run import run
 
-            result, folder = run(spec), spec.folder
-        else:
-            result, folder = known.result, known.folder
-        if not in_sweep:
-            _print_result(spec, result, folder)
+            result = run(spec)
+        if not in_sweep and processes.is_first():
+            _print_result(spec, result, record.status(spec).folder)
     elif job in JOBS:
         importlib.import_module(f"runners.jobs.{JOBS[job]}").show(overrides)
     else:
@@ -67,5 +66,6 @@ def _print_result(spec: RunSpec, result: dict[str, Any], folder: Path) -> None:
     if shown.row_count:
         console.print(shown)
     for name, value in result["method_metrics"].items():
-        console.print(f"  {name}: {value:,.4g}", highlight=False)
+        shown_value = "not a finite number" if value is None else f"{value:,.4g}"
+        console.print(f"  {name}: {shown_value}", highlight=False)
     print(f"Result: {folder / 'result.json'}")

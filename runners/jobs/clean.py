@@ -2,26 +2,16 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
 
-from runners import checkpoints, lock, record
+from runners import lock, record, retention
 from runners.compose import RunSpec
 from runners.jobs.console import console
 from runners.sweep import check_all
 from runners.tables.measurements import count
-
-
-@dataclass
-class Cleaned:
-    """What was deleted of a run, in bytes, and what was left for which reason."""
-
-    freed: dict[str, int] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
 
 
 def show(overrides: list[str]) -> None:
@@ -48,7 +38,7 @@ def show(overrides: list[str]) -> None:
     out.print(f"{freed / 1e6:.1f} MB freed in {count(cleaned, 'run')} of {len(specs)}")
 
 
-def clean(spec: RunSpec, needed_by: str = "") -> Cleaned:
+def clean(spec: RunSpec, needed_by: str = "") -> retention.Cleaned:
     """Delete what need not stay of one run. Of a run that is at work or not done nothing is touched.
 
     Args:
@@ -56,48 +46,14 @@ def clean(spec: RunSpec, needed_by: str = "") -> Cleaned:
         needed_by: the run that needs its final weights, if any.
     """
     if not spec.folder.is_dir():
-        return Cleaned()
+        return retention.Cleaned()
     try:
-        with lock.held(spec.folder, wait=False):
+        with lock.held(spec.folder, patience=0):
             if record.read_result(spec.folder) is None:
-                return Cleaned(left=["kept, as it is not done: it goes on from what is there"])
-            return _clean_done(spec, needed_by)
+                return retention.Cleaned(left=["kept, as it is not done: it goes on from what is there"])
+            return retention.tidy(spec, needed_by, former_too=True)
     except lock.BusyError as error:
-        return Cleaned(left=[f"kept: {str(error).removeprefix('busy=fail: ')}"])
-
-
-def _clean_done(spec: RunSpec, needed_by: str) -> Cleaned:
-    cleaned = Cleaned()
-    keep, folder = spec.config["keep"], spec.folder
-
-    def delete(what: str, paths: Iterable[Path]) -> None:
-        for path in paths:
-            cleaned.freed[what] = cleaned.freed.get(what, 0) + size_of(path)
-            _delete(path)
-
-    saved = folder / "checkpoints"
-    for place in (folder, saved):
-        delete("half-written leftovers", [*place.glob("*.writing"), *place.glob("writing-*")])
-    if keep in ("none", "last"):
-        delete("checkpoints", [saved] if saved.is_dir() else [])
-    elif keep == "best" and saved.is_dir():
-        try:
-            best = checkpoints.best(
-                checkpoints.sealed(saved), spec.config["best_metric"], spec.config["best_is"] == "lower"
-            )
-        except (OSError, ValueError, KeyError):
-            best = None
-        if best is None:
-            cleaned.left.append(f"checkpoints kept: none has the metric {spec.config['best_metric']}")
-        else:
-            delete("checkpoints", [path for path in sorted(saved.iterdir()) if path != best])
-    if keep == "none":
-        if needed_by:
-            cleaned.left.append(f"final weights kept: {needed_by} starts from them")
-        else:
-            delete("final weights", [folder / "model"] if (folder / "model").is_dir() else [])
-        delete("former results", folder.parent.glob(f"{folder.name}.before-*"))
-    return cleaned
+        return retention.Cleaned(left=[f"kept: {error}"])
 
 
 def who_needs_weights(specs: Iterable[RunSpec]) -> dict[Path, str]:
@@ -126,19 +82,3 @@ def _unfinished_children(root: Path) -> Iterable[tuple[str, str]]:
                     continue
                 if parent:
                     yield Path(place).name, parent
-
-
-def size_of(path: Path) -> int:
-    """Bytes that a file, or all files below a folder, hold; links are not followed."""
-    if path.is_symlink() or path.is_file():
-        return path.lstat().st_size
-    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_symlink() or file.is_file())
-
-
-def _delete(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-        return
-    # The seal goes first: a folder of which half is deleted must not look complete.
-    (path / checkpoints.SEAL).unlink(missing_ok=True)
-    shutil.rmtree(path)

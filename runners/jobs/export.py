@@ -40,6 +40,9 @@ def show(overrides: list[str]) -> None:
         raise UserError(f"job=export: the run {folder} is not done")
     if not (folder / "model").is_dir():
         raise UserError(f"job=export: {folder} holds no final weights (nothing was trained, or keep=none)")
+    problem = checkpoints.damage(folder / "model")
+    if problem is not None:
+        raise UserError(f"job=export: {folder}/model: {problem}; run it again with rerun=all")
     beside = target.with_name(f"{target.name}.writing")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(folder / "model", beside, ignore=shutil.ignore_patterns(checkpoints.SEAL))

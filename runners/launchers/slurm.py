@@ -48,7 +48,8 @@ class SlurmLauncher(Elsewhere):
         notes: list[Path] = []
         for number, overrides in enumerate(job_overrides):
             spec = run_spec(list(overrides))
-            notes.append(folder / f"{spec.name}.job")
+            # With its experiment: runs of several experiments may have the same name.
+            notes.append(folder / f"{spec.experiment.replace('/', '_')}-{spec.name}.job")
             job_id, tasks = _noted(notes[number])
             if queued and job_id in queued:
                 log.info("%s: already in the queue, as job %s", spec.name, job_id)

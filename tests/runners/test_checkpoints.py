@@ -111,3 +111,21 @@ def test_rotation_spares_the_best(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-000002", "step-000003", "step-000004"]
     assert checkpoints.best(checkpoints.sealed(tmp_path), "train/loss", False) == tmp_path / "step-000003"
     assert checkpoints.best(checkpoints.sealed(tmp_path), "unknown", True) is None
+
+
+def test_the_millionth_step_comes_after_the_one_before(tmp_path: Path) -> None:
+    for step in (999_998, 999_999, 1_000_000):
+        final = tmp_path / checkpoints.name_of(step)
+        checkpoints.seal(checkpoints.written_aside(final), final)
+    checkpoints.rotate(tmp_path)
+    assert names(tmp_path) == ["step-1000000", "step-999999"]
+    assert checkpoints.latest(tmp_path) == tmp_path / "step-1000000"
+
+
+def test_what_a_rotation_had_begun_to_delete_goes_with_the_next(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    (tmp_path / "step-000001" / "COMPLETE.json").unlink()
+    write(tmp_path, 4)
+    checkpoints.rotate(tmp_path)
+    assert names(tmp_path) == ["step-000003", "step-000004"]

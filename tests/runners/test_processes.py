@@ -114,12 +114,24 @@ def test_a_checkpoint_of_one_process_resumes_on_two(tmp_path: Path) -> None:
     assert_continues(processes.launch(2, 1, resumed, tmp_path / "cut", 8), whole)
 
 
-def test_whole_and_sharded_optimizers_do_not_continue_one_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("written", "now"), [(0, 1), (1, 0), (2, 3), (3, 1)])
+def test_what_another_zero_stage_cannot_continue_is_one_line(tmp_path: Path, written: int, now: int) -> None:
     processes.join(tmp_path / "run")
     with pytest.raises(StopHere):
-        Curve(tmp_path, poison=stopping_after(6), training_changes={"checkpoint_every": 4})
-    with pytest.raises(UserError, match=r"engine.zero_stage=1: .* was written with engine.zero_stage=0"):
-        Curve(tmp_path, engine=Engine(zero_stage=1))
+        cut = {"poison": stopping_after(6), "training_changes": {"checkpoint_every": 4}}
+        Curve(tmp_path, engine=Engine(zero_stage=written), **cut)
+    with pytest.raises(UserError, match=rf"engine.zero_stage={now}: .* was written with engine.zero_stage={written}"):
+        Curve(tmp_path, engine=Engine(zero_stage=now))
+
+
+def test_zero_1_and_2_continue_one_another(tmp_path: Path) -> None:
+    processes.join(tmp_path / "run")
+    whole = Curve(tmp_path / "whole")
+    with pytest.raises(StopHere):
+        cut = {"poison": stopping_after(6), "training_changes": {"checkpoint_every": 4}}
+        Curve(tmp_path / "cut", engine=Engine(zero_stage=1), **cut)
+    resumed = Curve(tmp_path / "cut", engine=Engine(zero_stage=2))
+    np.testing.assert_allclose(resumed.losses, whole.losses[4:], atol=1e-5, rtol=0)
 
 
 # Whole runs ----------------------------------------------------------------------------------------------------
@@ -226,6 +238,29 @@ def test_ranks_that_torchrun_started_are_used(own_folder: Path) -> None:
     assert done.stderr.count("run finetune_sft-mini_random-s1") == 1, "only rank 0 tells"
     again = subprocess.run([*command, *TINY], capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "is done" in again.stderr
+
+
+def test_a_failing_cell_ends_a_sweep_that_torchrun_started(own_folder: Path) -> None:
+    """Rank 1 may still wait in the failed cell: going on would leave both waiting for ever."""
+    plugin = write_plugin(
+        own_folder / "plugin",
+        "alone",
+        FAILING.replace("ACTION", "pass")
+        .replace('"1":', '"0" and self.config.scale == 7:')
+        .replace("pass", "raise KeyError"),
+    )
+    words = [*TINY, f"plugins={plugin}", "method=private/alone", "method.scale=7,1"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "runners.main",
+    ]
+    done = subprocess.run([*command, "-m", *words], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode != 0 and "1 cells were not started (several ranks; type the command again)" in done.stderr
 
 
 def test_several_nodes_need_a_launcher() -> None:

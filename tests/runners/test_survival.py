@@ -1,5 +1,6 @@
 """Runs that survive: told to stop, killed, two at once, out of disk or memory, with damaged checkpoints."""
 
+import gc
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import deepspeed
 import pytest
 
 from runners.preemption import EXIT_RESUMABLE
@@ -69,13 +71,16 @@ def slow(folder: Path, module: str, seconds: float) -> list[str]:
 # Killed --------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been() -> None:
-    """Three kills: in training, while a checkpoint is written, in the evaluation (scripts/kill_and_resume.py)."""
-    command = [sys.executable, str(ROOT / "scripts" / "kill_and_resume.py"), "--kills", "3"]
+@pytest.mark.parametrize(("processes", "kills"), [(1, 3), (2, 2)])
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(processes: int, kills: int) -> None:
+    """In training, while a checkpoint is written, in the evaluation (scripts/kill_and_resume.py); of two, either."""
+    script = [sys.executable, str(ROOT / "scripts" / "kill_and_resume.py")]
+    command = [*script, f"--kills={kills}", f"--processes={processes}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "killed 3 times; equal: weights, metrics and the record of every step" in done.stdout
-    assert "continued 0 times" not in done.stdout and done.stdout.count("exit code -9") == 3
+    assert f"killed {kills} times; equal: weights, metrics and the record of every step" in done.stdout
+    assert "continued 0 times from a checkpoint, 0 times" not in done.stdout
+    assert done.stdout.count("SIGKILL") == kills
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -111,6 +116,7 @@ def test_a_sweep_told_to_stop_starts_no_other_cell(own_folder: Path) -> None:
 
 def test_two_processes_are_told_to_stop_by_their_command(own_folder: Path) -> None:
     words = [*slow(own_folder, "told_two", 0.3), "processes=2"]
+    assert retable(*words, "outputs=whole").code == 0
     process = start(*words)
     wait_for(lambda: logged_steps() >= 2, process)
     process.send_signal(signal.SIGTERM)
@@ -119,6 +125,31 @@ def test_two_processes_are_told_to_stop_by_their_command(own_folder: Path) -> No
     assert "stopped by SIGTERM after step" in err.splitlines()[-1]
     again = retable(*words)
     assert again.code == 0 and "continuing from" in (folder_of() / "run.log").read_text()
+    assert outcome() == outcome("whole")
+
+
+def test_told_to_stop_before_its_workers_are_there_it_stops(own_folder: Path) -> None:
+    words = [*slow(own_folder, "told_early", 0.3), "processes=2"]
+    process = start(*words)
+    wait_for(lambda: list(Path("outputs/runs").glob(".*.lock")), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == EXIT_RESUMABLE, err
+    assert logged_steps() < 8
+
+
+def test_told_to_stop_while_it_waits_for_another_it_stops(own_folder: Path) -> None:
+    words = slow(own_folder, "told_waiting", 1.5)
+    first = start(*words)
+    wait_for(lambda: logged_steps() >= 1, first)
+    second = start(*words)
+    assert second.stderr is not None
+    assert "waiting: private_told_waiting" in second.stderr.readline()
+    second.send_signal(signal.SIGTERM)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == EXIT_RESUMABLE and "while it waited for private_told_waiting" in err
+    first.kill()
+    first.communicate()
 
 
 def test_an_evaluation_resumes_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +259,7 @@ def test_of_two_commands_for_one_run_one_works_and_the_other_waits(own_folder: P
     second = start(*words)
     errors = [process.communicate()[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), errors
-    assert f"waiting for {folder_of().name}: worked on by process {first.pid}" in errors[1]
+    assert f"waiting: {folder_of().name} is worked on by process {first.pid}" in errors[1]
     assert "is done" in errors[1] and "run private_twice" not in errors[1]
     assert logged_steps() == 8
 
@@ -243,17 +274,20 @@ def test_a_lock_of_a_killed_command_is_taken_over(own_folder: Path) -> None:
     assert again.code == 0 and "continuing from" in again.err
 
 
+def as_parent(words: list[str]) -> str:
+    """The words of a run inside `model.from_run=[...]` of its child."""
+    return ",".join(f'"{word}"' for word in words if not word.startswith(("tracker", "plugins")))
+
+
 def test_children_started_at_once_train_their_parent_once(own_folder: Path) -> None:
-    parent = ",".join(
-        f'"{word}"' for word in slow(own_folder, "shared", 0.1) if not word.startswith(("tracker", "plug"))
-    )
+    parent = as_parent(slow(own_folder, "shared", 0.1))
     words = ["model=hf", f"model.from_run=[{parent}]", "method=untrained", "evaluation=none", "tracker=none",
              f"plugins={own_folder / 'plugin'}"]  # fmt: skip
     children = [start(*words, f"seed={seed}") for seed in (1, 2)]
     errors = [child.communicate()[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], errors
     assert sum(error.count("run private_shared-mini_random") for error in errors) == 1
-    assert sum("waiting for private_shared-mini_random" in error for error in errors) == 1
+    assert sum("waiting: private_shared-mini_random" in error for error in errors) == 1
 
 
 # Out of room ---------------------------------------------------------------------------------------------------
@@ -321,15 +355,58 @@ def test_fail_fast_stops_at_the_first_failure(own_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keep", "checkpoints", "model"),
-    [("none", [], False), ("last", [], True), ("best", [6], True), ("all", [2, 4, 6], True)],
+    [("none", [], False), ("last", [], True), ("best", [2], True), ("all", [2, 4, 6], True)],
 )
 def test_keep_says_what_stays_of_a_done_run(keep: str, checkpoints: list[int], model: bool) -> None:
-    """The loss falls from step to step here, so the best checkpoint is the last."""
+    """The loss falls from step to step here: with `best_is=higher` the first checkpoint is the best."""
     words = [*TINY, *STEPS, "optimizer.lr=1e-2", "training.batch_size=64"]
-    assert retable(*words, f"keep={keep}").code == 0
+    assert retable(*words, f"keep={keep}", "best_is=higher").code == 0
     found = sorted((folder_of() / "checkpoints").glob("step-*"))
     assert [int(path.name[-6:]) for path in found] == checkpoints
     assert (folder_of() / "model").is_dir() == model
+
+
+def test_keep_best_of_an_unknown_metric_says_so_and_keeps_all() -> None:
+    ended = retable(*TINY, *STEPS, "keep=best", "best_metric=train/los")
+    assert ended.code == 0 and "checkpoints kept: none has the metric train/los" in ended.err
+    assert len(list((folder_of() / "checkpoints").glob("step-*"))) == 2, "the last two, as during the run"
+    assert retable(*TINY, "method=untrained", "keep=best", "outputs=untrained").code == 0
+
+
+def test_an_interrupted_rerun_of_all_goes_on_without_it(own_folder: Path) -> None:
+    words = ["-m", *TINY, "seed=1,2"]
+    assert retable(*words).code == 0
+    before = {path.parent.name: path.read_text() for path in Path("outputs/runs").glob("*/result.json")}
+    ended = retable(*words, "rerun=all")
+    assert ended.code == 0 and "rerun=all: 2 results put aside; if this is interrupted, go on without it" in ended.err
+    aside = list(Path("outputs/runs").glob("*.before-*/result.json"))
+    assert {path.read_text() for path in aside} == set(before.values())
+
+
+def test_children_that_run_again_train_their_missing_parent_once(own_folder: Path) -> None:
+    parent = as_parent(slow(own_folder, "again", 0.1))
+    words = ["model=hf", f"model.from_run=[{parent}]", "method=untrained", "evaluation=none", "tracker=none",
+             f"plugins={own_folder / 'plugin'}", "rerun=all"]  # fmt: skip
+    children = [start(*words, f"seed={seed}") for seed in (1, 2)]
+    errors = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], errors
+    assert sum(error.count("run private_again-mini_random") for error in errors) == 1
+    assert not list(Path("outputs/runs").glob("*.before-*"))
+
+
+def test_a_failed_cell_leaves_no_engine_in_memory(own_folder: Path) -> None:
+    """On a GPU the next cell would run out of memory too."""
+    method = METHOD.replace(
+        "return Loss",
+        "import gc\n        import deepspeed\n"
+        "        alive = sum(isinstance(item, deepspeed.DeepSpeedEngine) for item in gc.get_objects())\n"
+        "        raise RuntimeError(f'{alive} engines are alive')\n        return Loss",
+    )
+    plugin = write_plugin(own_folder / "plugin", "crowded", method)
+    before = sum(isinstance(item, deepspeed.DeepSpeedEngine) for item in gc.get_objects())
+    ended = retable("-m", *TINY, f"plugins={plugin}", "method=private/crowded", "seed=1,2,3")
+    listed = ended.err[ended.err.index("3 of 3 cells failed:") :]
+    assert listed.count(f"RuntimeError: {before + 1} engines are alive") == 3
 
 
 def test_signals_that_come_when_nothing_runs_are_nobodys() -> None:

@@ -191,29 +191,24 @@ def test_unlogged_non_finite_step_is_seen(tmp_path):
 @pytest.mark.parametrize("method", ["sft", "flow"])
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_resumed_equals_uninterrupted(tmp_path, method, stage):
-    engine = Engine(zero_stage=stage)
-    whole = Curve(tmp_path / "a", method=method, engine=engine)
+    """With dropout: the random generators must go on where they were."""
+    settings = {"method": method, "engine": Engine(zero_stage=stage)}
 
+    def model():
+        return tiny_llama(attention_dropout=0.5)
+
+    whole = Curve(tmp_path / "a", model=model(), **settings)
+    calm = Curve(tmp_path / "c", **settings)
+    assert not np.array_equal(calm.losses, whole.losses), "dropout is at work"
+    cut = {"checkpoint_every": 2}
     with pytest.raises(StopHere):
-        Curve(
-            tmp_path / "b",
-            method=method,
-            engine=engine,
-            poison=stopping_after(6),
-            training_changes={"checkpoint_every": 2},
-        )
+        Curve(tmp_path / "b", model=model(), poison=stopping_after(6), training_changes=cut, **settings)
     fresh = Flow(FlowConfig()) if method == "flow" else None
     if fresh is not None:
         fresh.weights_n = torch.zeros(48)  # what the checkpoint holds must replace it
-    resumed = Curve(
-        tmp_path / "b",
-        method=method,
-        engine=engine,
-        start_method=fresh,
-        training_changes={"checkpoint_every": 2},
-    )
+    resumed = Curve(tmp_path / "b", model=model(), start_method=fresh, training_changes=cut, **settings)
     assert [step for step, _ in resumed.records] == [5, 6, 7, 8]
-    assert np.array_equal(resumed.column("train/loss"), whole.column("train/loss")[4:])
+    assert np.array_equal(resumed.losses, whole.losses[4:])
     assert all(torch.equal(value, whole.weights[name]) for name, value in resumed.weights.items())
 
 

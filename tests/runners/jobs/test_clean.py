@@ -85,7 +85,7 @@ def test_a_run_that_is_not_done_keeps_everything(composer: Path, keep: str) -> N
 
 def test_a_run_at_work_keeps_everything(folder: Path) -> None:
     before = left_in(folder)
-    with lock.held(folder, wait=False):
+    with lock.held(folder, patience=0):
         ended = retable(*UNTRAINED, "job=clean", "keep=none")
     assert ended.code == 0 and left_in(folder) == before
     assert f"{folder.name}: kept: {folder.name} is worked on by process" in ended.out

@@ -57,7 +57,7 @@ def test_cells_are_grouped_by_what_would_become_of_them(words: list[str]) -> Non
     record.write_json(write_done(sft1) / "result.json", {**(record.read_result(sft1.folder) or {}), "source": "old"})
     record.Recorder(sft2).open({})
     record.Recorder(sft2).failure(ValueError("no"))
-    with lock.held(flow1.folder, wait=False):
+    with lock.held(flow1.folder, patience=0):
         lines = planned("-m", *words)
     text = " ".join(lines)
     assert lines[0] == "tried/table, scale mini"

@@ -43,7 +43,7 @@ def test_every_state(words: list[str]) -> None:
         json.dumps({"phase": "training", "done": 120, "total": 300, "seconds_left": 260.0, "updated": updated})
     )
     Recorder(flow2).open({})
-    with lock.held(flow1.folder, wait=False):
+    with lock.held(flow1.folder, patience=0):
         lines = shown(*words)
         assert lines == shown("-m", *words)  # with and without -m
     assert lines[0] == "tried/table, scale mini"
@@ -86,7 +86,7 @@ def test_progress_that_cannot_be_read_is_left_out(composer: Path, text: str) -> 
     ((_, (spec,)),) = check_all(list(UNTRAINED))
     Recorder(spec).open({})
     (spec.folder / "progress.json").write_text(text)
-    with lock.held(spec.folder, wait=False):
+    with lock.held(spec.folder, patience=0):
         line = line_of(spec)
     assert line.state == "running" and line.words.startswith("process ") and line.seconds_left is None
 
@@ -97,7 +97,7 @@ def test_old_news_are_called_so(composer: Path) -> None:
     hour_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 7200))
     noted = {"phase": "evaluation", "done": 1, "total": 2, "seconds_left": None, "updated": hour_ago}
     (spec.folder / "progress.json").write_text(json.dumps(noted))
-    with lock.held(spec.folder, wait=False):
+    with lock.held(spec.folder, patience=0):
         assert line_of(spec).words.startswith("evaluation 1 of 2 (told 2.0 h ago); process")
 
 
