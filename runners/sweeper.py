@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log
@@ -74,7 +73,8 @@ class RowsSweeper(Sweeper):
             return []
         log.info("%d of %d cells to run", len(todo), sum(len(plan.cells) for plan, _ in checked))
         fail_fast = bool(todo[0].config["fail_fast"])
-        if not isinstance(self.launcher, BasicLauncher):
+        # By name: Hydra loads its plugins anew, so the class that one imports need not be the one it made.
+        if type(self.launcher).__name__ != "BasicLauncher":
             if fail_fast:
                 raise UserError("fail_fast=true: this launcher starts all cells at once; only Hydra's own can stop")
             returns = self.launcher.launch([spec.overrides for spec in todo], initial_job_idx=0)

@@ -345,9 +345,10 @@ def test_fail_fast_stops_at_the_first_failure(own_folder: Path) -> None:
     broken = METHOD.replace("return Loss", "raise RuntimeError('it broke')\n        return Loss")
     plugin = write_plugin(own_folder / "plugin", "broken", broken)
     words = ["-m", *TINY, f"plugins={plugin}", "method=private/broken,finetune/sft"]
-    ended = retable(*words, "fail_fast=true")
-    assert ended.code == 1 and "1 of 2 cells failed:" in ended.err
-    assert "1 cells were not started (fail_fast=true)" in ended.err
+    fast = start(*words, "fail_fast=true")
+    _, err = fast.communicate()
+    assert fast.returncode == 1 and "1 of 2 cells failed:" in err
+    assert "1 cells were not started (fail_fast=true)" in err
     assert not list(Path("outputs").glob("runs/*/result.json"))
     kept_going = retable(*words)
     assert kept_going.code == 1 and len(list(Path("outputs").glob("runs/*/result.json"))) == 1
