@@ -38,6 +38,7 @@ ENGINES = {
     "offloaded weights": Engine(zero_stage=3, offload="all"),
 }
 METHODS = ("sft", "flow")
+HALF = ("bf16", "bf16_autocast")
 LAYOUT = {"batch_size": 7, "micro": 2}  # seven examples: the processes get unequal shares
 
 
@@ -49,15 +50,24 @@ def curves(folder: Path) -> dict[tuple[str, str], tuple[np.ndarray, dict[str, to
         for name, engine in ENGINES.items():
             curve = Curve(folder / f"{method} {name}", method=method, engine=engine, steps=6, **LAYOUT)
             found[method, name] = curve.losses, curve.weights
+    packed = Curve(folder / "packed", steps=6, packing=True, **LAYOUT)
+    found["sft", "packed"] = packed.losses, packed.weights
+    for precision in HALF:
+        curve = Curve(folder / precision, steps=6, engine=Engine(precision=precision, zero_stage=1), **LAYOUT)
+        found[precision, ""] = curve.losses, curve.weights
     return found
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    """At every ZeRO stage and with offload; weights come out whole on rank 0."""
+    """At every ZeRO stage, with offload and packed; in half precision nearly. Weights come out whole on rank 0."""
     processes.join(tmp_path / "run")
     whole = {method: Curve(tmp_path / method, method=method, steps=6, **LAYOUT) for method in METHODS}
     several = processes.launch(2, 1, curves, tmp_path / "two")
-    assert len(several) == len(METHODS) * len(ENGINES)
+    for precision in HALF:
+        losses, _ = several.pop((precision, ""))
+        np.testing.assert_allclose(losses, whole["sft"].losses, rtol=0.05, err_msg=precision)
+        assert not np.array_equal(losses, whole["sft"].losses)
+    assert len(several) == len(METHODS) * len(ENGINES) + 1
     for (method, name), (losses, weights) in several.items():
         np.testing.assert_allclose(losses, whole[method].losses, atol=1e-5, rtol=0, err_msg=f"{method} {name}")
         assert weights.keys() == whole[method].weights.keys()
