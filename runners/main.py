@@ -46,6 +46,10 @@ def main() -> None:
         _stop(str(stopped), code=EXIT_RESUMABLE)
     except KeyboardInterrupt:
         _stop("interrupted; the same command continues what is missing", code=130)
+    finally:
+        if "RANK" in os.environ and "runners.processes" in sys.modules:
+            # Started by torchrun: threads of a group that is still open may abort a process that ends.
+            sys.modules["runners.processes"].leave()
 
 
 def _arguments(argv: list[str]) -> list[str]:

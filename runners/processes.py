@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How long ranks wait for one another: rank 0 may be waiting for another process that holds the run.
+# How long a rank waits for another in one exchange: reading data or a checkpoint may take one of them long.
 PATIENCE = timedelta(hours=2)
 _MEETING_SECONDS = 600.0
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -275,12 +275,14 @@ def _worker(parent: int, notes: str, path: list[str], work: Callable[..., T], ar
         (Path(notes) / f"{os.environ['RANK']}.json").write_text(json.dumps(note))
         raise SystemExit(1) from None
     finally:
-        _leave()
+        leave()
 
 
-def _leave() -> None:
-    """Close the process group, so that neither ports nor threads outlive the run."""
-    import torch
+def leave() -> None:
+    """Close the process group, if there is one, so that neither ports nor threads outlive the run."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
 
     with contextlib.suppress(Exception):
         if torch.distributed.is_initialized():

@@ -36,7 +36,6 @@ from runners.tracker import NullTracker, Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 
-
 _PATIENCE = 5.0  # seconds between two looks at a lock that another process holds
 _BUSY = "busy"
 

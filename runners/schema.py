@@ -210,8 +210,3 @@ class Root:
             raise ValueError(
                 f"must set one of processes ({self.processes}) and gpus ({self.gpus}): a GPU has one process"
             )
-
-    @property
-    def workers_per_node(self) -> int:
-        """Processes that share a run on each node."""
-        return max(self.gpus, self.processes)
