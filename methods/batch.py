@@ -38,6 +38,11 @@ class Batch:
         return self.example_S[self.sequence_K]
 
     @property
+    def targets_K(self) -> Tensor:
+        """The target tokens themselves."""
+        return self.input_ids_BT[self.target_mask_BT]
+
+    @property
     def target_count(self) -> int:
         """K, the number of target tokens."""
         return int(self.target_mask_BT.sum())

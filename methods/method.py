@@ -1,38 +1,97 @@
 """What every method is: `run(context) -> metrics`, with a state that survives a restart.
 
-The kinds of method (`methods/objective.py`, ...) are base classes that implement `run`. A method that fits
-none of them overrides it, and still gets its identity, its folder and its place in the table.
+The kinds of method (`methods/objective.py`, `methods/merger.py`) are base classes that implement `run`. A method that
+fits none of them overrides it, and still gets its identity, its folder and its place in the table.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from methods.batch import Batch
+from methods.examples import Examples
+from methods.generation import Sampling
 from methods.kinds import Causal
 
 
 class Context(Protocol):
-    """What a run offers its method."""
+    """What a run offers its method and its parts."""
 
     config: dict[str, Any]  # the whole resolved configuration
     seed: int
     folder: Path
     kind: Causal
+    tokenizer: Any  # of transformers
 
     @property
-    def examples(self) -> int:
-        """Number of training examples."""
+    def examples(self) -> Examples:
+        """The training examples."""
+        ...
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """Prompt and completion of the training examples, before they were tokenised."""
+        ...
+
+    def tokenized(self, dataset: Mapping[str, Any]) -> Examples:
+        """The examples of other `dataset:` settings, for the same model."""
         ...
 
     def role(self, name: str) -> nn.Module:
         """The model of a role, ready to be called."""
         ...
 
-    def batches(self, description: str) -> Iterator[Batch]:
-        """All training examples once, in the order of the data set, in micro-batches, with a progress bar."""
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers are trained."""
+        ...
+
+    def measure(
+        self,
+        what: str,
+        values: Callable[[nn.Module, Batch], Tensor],
+        per: Literal["example", "token"] = "example",
+    ) -> NDArray[np.float64]:
+        """Measure every training example once with the model that training starts from (evaluation mode, no gradient).
+
+        What was measured with the same model and data before is not measured again; all processes share the work.
+
+        Args:
+            what: names it, for its cache and for people.
+            values: from the model and a batch to a value for each of its sequences [S] or target tokens [K].
+            per: which of the two.
+
+        Returns:
+            In the order of the data set: [examples], or all target tokens, one example after the other.
+        """
+        ...
+
+    def generate(self, what: str, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int) -> Examples:
+        """Let the model that training starts from continue prompts (token ids); targets begin after the prompt.
+
+        It is done once for a model, prompts and settings, and shared by all runs; an interrupted one is continued.
+        """
+        ...
+
+    def cached(
+        self, what: str, decides: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Tensors that depend on the model that training starts from and on `decides` alone: made once, then read.
+
+        `make` is called by all processes together, and must return the same in each.
+        """
+        ...
+
+    def unsharded(self) -> nn.Module:
+        """The model that training starts from, whole on every process: for gradients of single examples."""
+        ...
+
+    def share_of(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share of tensors that are shaped like the trained weights."""
         ...
 
     def restore(self, method: "Method") -> None:
@@ -45,6 +104,35 @@ class Context(Protocol):
 
     def train(self, objective: "Method") -> Mapping[str, float]:
         """Minimise the objective on the trained role; returns the run's training metrics."""
+        ...
+
+    def sample(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[int]]:
+        """What a role's model, as it is now, continues prompts with; each process its own prompts, all equally many."""
+        ...
+
+    def follow(self, role: str, leader: str, rate: float) -> None:
+        """Move a frozen role's weights the part `rate` of the way to those of a trained one (moving average)."""
+        ...
+
+    def start_weights(self) -> dict[str, Tensor]:
+        """The weights that the run of `model.from_run` started from, on the CPU."""
+        ...
+
+    def run_weights(self, number: int = 0) -> dict[str, Tensor]:
+        """The final weights of the run of `model.from_run`, or of one of `model.from_runs`, on the CPU."""
+        ...
+
+    @property
+    def run_count(self) -> int:
+        """How many runs this one starts from."""
+        ...
+
+    def score(self, weights: Mapping[str, Tensor], task: Mapping[str, Any], metric: str) -> float:
+        """What an lm-eval task (with the keys of one of `evaluation.tasks`) gives to weights."""
+        ...
+
+    def save_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Make `weights` the run's final model."""
         ...
 
     def log(self, metrics: Mapping[str, float]) -> None:
@@ -62,6 +150,9 @@ class Method:
     kinds: ClassVar[tuple[str, ...]] = ()  # kinds of model it works on
     trained: ClassVar[tuple[str, ...]] = ()  # its roles that are trained
     frozen: ClassVar[tuple[str, ...]] = ()  # its roles that are not
+    merges: ClassVar[str | None] = None  # "run" or "runs": its final model is made of those of finished runs
+    # What it does not combine with, and why: choices by name ("adapter=lora").
+    excludes: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: Any) -> None:
         self.config = config

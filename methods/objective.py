@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from methods.batch import Batch
+from methods.forward import Forward
 from methods.kinds import Causal
 from methods.method import Context, Method
 
@@ -32,10 +33,11 @@ class Objective(Method):
     # "micro-batch" makes the micro-batch part of the run's identity.
     couples: ClassVar[str | None] = None
     kind: Causal
+    context: Context
 
     def run(self, context: Context) -> Mapping[str, float]:
         """Prepare, then train; an interrupted run gets back what it had prepared."""
-        self.kind = context.kind
+        self.kind, self.context = context.kind, context
         context.restore(self)
         prepared = self.prepare(context)
         context.prepared(self)
@@ -45,13 +47,23 @@ class Objective(Method):
         """Once, before training: weights, reference log-probabilities, synthetic data. Returns what to report."""
         return {}
 
-    def loss(self, roles: Mapping[str, nn.Module], batch: Batch) -> Loss:
+    def shape(self, model: nn.Module) -> None:
+        """Choose what is trained of a role's model (`requires_grad_`) before its optimizer is built: all of it."""
+
+    def loss(self, forward: Forward) -> Loss:
         """The summed loss of one micro-batch."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss")
 
     def count(self, batch: Batch) -> int:
         """How many units the loss of `batch` is a sum over: its target tokens, unless overridden."""
         return batch.target_count
+
+    def rollout(self, batch: Batch, step: int) -> Batch:
+        """The batch that the loss of `step` (from 0) is taken on: the data set's, unless the method writes its own.
+
+        Called by all processes for equally many micro-batches.
+        """
+        return batch
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step: moving averages, schedules."""

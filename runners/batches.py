@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from methods.batch import Batch
-from runners.data import Examples
+from methods.examples import Examples
 
 Row = list[int]  # indices of the examples in a row
 
@@ -61,11 +61,16 @@ class Batches:
         """This process's micro-batches of a step; every process gets equally many."""
         return self._lay_out(self.global_batch(step))
 
-    def in_order(self) -> Iterator[Batch]:
-        """All examples once, in the order of the data set, for measuring them. Every process gets all."""
-        everything = np.arange(len(self.examples))
-        for begin in range(0, len(everything), self.micro_batch_size):
-            yield self._collate([[int(index)] for index in everything[begin : begin + self.micro_batch_size]])
+    def once(self) -> Iterator[Batch]:
+        """All examples once, for measuring them, longest first; every process gets its share of the micro-batches.
+
+        All get equally many, since a sharded model wants them in step: a process whose share is smaller gets one again.
+        """
+        ordered = np.argsort(-self.examples.lengths, kind="stable")  # rows of like length need little padding
+        begins = range(0, len(ordered), self.micro_batch_size)
+        for turn in range(math.ceil(len(begins) / self.world)):
+            begin = begins[min(turn * self.world + self.rank, len(begins) - 1)]
+            yield self._collate([[int(index)] for index in ordered[begin : begin + self.micro_batch_size]])
 
     def _lay_out(self, indices: NDArray[np.int64]) -> list[Batch]:
         lengths = self.examples.lengths
@@ -149,11 +154,12 @@ def make_batches(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    ratio: float = 1.0,
 ) -> Batches:
-    """The batches of `training:` settings."""
+    """The batches of `training:` settings. `ratio`: of their size, for a mix."""
     return Batches(
         examples,
-        settings["batch_size"],
+        round(settings["batch_size"] * ratio),
         settings["micro_batch_size"],
         settings["packing"],
         max_length,

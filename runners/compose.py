@@ -50,7 +50,7 @@ class RunSpec:
     config: dict[str, Any]  # resolved; groups filled with their defaults
     overrides: list[str]  # what composes it again
     choices: dict[str, str]  # group -> chosen name
-    parent: "RunSpec | None"  # the run that model.from_run names
+    parents: tuple["RunSpec", ...] = ()  # the run that model.from_run names, or those of model.from_runs
 
     @property
     def experiment(self) -> str:
@@ -70,6 +70,23 @@ class RunSpec:
     def seed(self) -> int:
         return self.config["seed"]
 
+    @property
+    def parent(self) -> "RunSpec | None":
+        """The run that it starts from; of a soup the first."""
+        return self.parents[0] if self.parents else None
+
+    @property
+    def start(self) -> "RunSpec":
+        """The run whose `model:` is what training started from: itself, or of a merger the run that it takes up."""
+        merges = signatures.read(self.config["method"]["_target_"]).attributes.get("merges")
+        return self.parents[0].start if merges else self
+
+    @property
+    def needed(self) -> tuple["RunSpec", ...]:
+        """The runs whose final weights it reads."""
+        start = self.start.parents if self.start is not self else ()
+        return tuple({spec.folder: spec for spec in (*self.parents, *start)}.values())
+
     @cached_property
     def identity(self) -> str:
         """Hash of the resolved configuration without what says only where it runs and is logged."""
@@ -79,7 +96,7 @@ class RunSpec:
     def source(self) -> str:
         """Fingerprint of the code that produces the result; a done run with another one is stale."""
         own = fingerprint.of_data(self.sources)
-        return fingerprint.of_data([own, self.parent.source]) if self.parent else own
+        return fingerprint.of_data([own, *(parent.source for parent in self.parents)]) if self.parents else own
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -93,7 +110,8 @@ class RunSpec:
     @property
     def name(self) -> str:
         """Readable and unique: `flow-mini-s1-1a2b3c4d`."""
-        what = self.row or self.choices["method"].replace("/", "_")
+        parts = [self.choices[part].replace("/", "_") for part in PARTS if self.config[part]["_target_"]]
+        what = self.row or "+".join([self.choices["method"].replace("/", "_"), *parts])
         return f"{what}-{self.choices['model'].replace('/', '_')}-s{self.seed}-{self.identity[:8]}"
 
     @property
@@ -110,12 +128,17 @@ class RunSpec:
         for group in _IDENTITY_GROUPS:
             left_out = _WHERE.get(group, ())
             decides[group] = {key: value for key, value in self.config[group].items() if key not in left_out}
-        if self.parent:
-            decides["model"]["from_run"] = self.parent.identity
+        if decides["model"]["from_run"]:
+            decides["model"]["from_run"] = self.parents[0].identity
+        if decides["model"].pop("from_runs"):
+            decides["model"]["from_runs"] = [parent.identity for parent in self.parents]
         target = signatures.read(self.config["method"]["_target_"])
         if target.attributes.get("couples") == "micro-batch":
             # The micro-batch changes the result of an objective that couples its examples.
             decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
+            decides["training"]["processes"] = (
+                max(self.config["gpus"], self.config["processes"]) * self.config["nodes"]
+            )
         decides["content"] = fingerprint.of_inputs(self.config)
         # What lies at a local path decides, not where it lies.
         if self.config["dataset"]["source"] == "file":
@@ -153,18 +176,44 @@ def run_spec(
     """
     overrides = expand(plugin_overrides(without(overrides, "job")))
     config, chosen = composed or _compose_seeded(overrides)
-    checked = check(config)
-    parent = None
-    if checked["model"]["from_run"] is not None:
-        parent = _parent(checked, overrides, children, {} if parents is None else parents)
-    return RunSpec(checked, overrides, chosen, parent)
+    checked = check(config, chosen)
+    parents = {} if parents is None else parents
+    model = checked["model"]
+    one, several = model["from_run"], model["from_runs"]
+    named = [("from_run", one)] if one else [("from_runs", words) for words in several or ()]
+    found = tuple(_parent(key, words, overrides, children, parents) for key, words in named)
+    spec = RunSpec(checked, overrides, chosen, found)
+    _check_parents(spec)
+    return spec
 
 
-def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, ...], parents: Parents) -> RunSpec:
-    named = config["model"]["from_run"]
+def _check_parents(spec: RunSpec) -> None:
+    """A merger merges what was trained, and nothing else starts from several runs."""
+    merges = signatures.read(spec.config["method"]["_target_"]).attributes.get("merges")
+    method, several = spec.choices["method"], spec.config["model"]["from_runs"]
+    if several and merges != "runs":
+        raise UserError(f"model.from_runs: only a method that merges several runs takes it, got method={method}")
+    if merges == "runs" and not several:
+        raise UserError(f"method={method}: needs model.from_runs, a list of runs (each a list of overrides)")
+    if merges == "run" and not spec.parents:
+        raise UserError(f"method={method}: needs model.from_run, the overrides of the run whose weights it takes")
+    if not merges:
+        return
+    for parent in spec.parents:
+        if not signatures.read(parent.config["method"]["_target_"]).attributes.get("trained"):
+            raise UserError(
+                f"method={method}: takes the weights of runs that trained, got method={parent.choices['method']}"
+            )
+    if len({parent.identity for parent in spec.parents}) < len(spec.parents):
+        raise UserError("model.from_runs: must name different runs, got one of them twice")
+
+
+def _parent(
+    origin: str, named: list[str], overrides: list[str], children: tuple[str, ...], parents: Parents
+) -> RunSpec:
     key = " ".join(named)
     if key in children:
-        raise UserError(f"model.from_run={named}: must not lead back to the run itself")
+        raise UserError(f"model.{origin}={named}: must not lead back to the run itself")
     # Where things are kept and logged is the child's choice; what is computed is the parent's own.
     inherited = [
         word
@@ -177,7 +226,7 @@ def _parent(config: dict[str, Any], overrides: list[str], children: tuple[str, .
         try:
             parents[words] = run_spec(list(words), children=(*children, key), parents=parents)
         except UserError as error:
-            raise UserError(f"model.from_run={named}: {error}") from error
+            raise UserError(f"model.{origin}={named}: {error}") from error
     return parents[words]
 
 
@@ -203,8 +252,12 @@ def _compose(overrides: tuple[str, ...]) -> Composed:
     return _without_hydra(config), chosen
 
 
-def check(config: DictConfig) -> dict[str, Any]:
+def check(config: DictConfig, chosen: dict[str, str]) -> dict[str, Any]:
     """Check a composed configuration group by group; return it resolved, with defaults filled in.
+
+    Args:
+        config: as Hydra composed it.
+        chosen: the choice made in each group.
 
     Raises:
         UserError: an unknown key, a wrong type, a value out of range, an unknown lm-eval task, a method that
@@ -225,6 +278,7 @@ def check(config: DictConfig) -> dict[str, Any]:
         checked[group] = check_values(group, schema, data[group])
     for group in (*TARGETS, *PARTS):
         checked[group] = check_target(group, data[group])
+    _check_parts(checked, chosen)
     _check_combination(checked)
     return checked
 
@@ -328,15 +382,7 @@ def _check_combination(config: dict[str, Any]) -> None:
             f"got model.kind={config['model']['kind']}"
         )
     fingerprint.check_files(config)
-    if config["dataset"]["source"] == "mini_world" and config["dataset"]["skill"] not in (
-        "pretraining",
-        *mini_world.SKILLS,
-    ):
-        skill = config["dataset"]["skill"]
-        raise UserError(
-            f"dataset.skill={skill}: no such skill{nearest(skill, mini_world.SKILLS)}; "
-            f"pretraining, or one of {', '.join(mini_world.SKILLS)}"
-        )
+    _check_skill("dataset", config["dataset"])
     try:
         requests = [TaskRequest(**task) for task in config["evaluation"]["tasks"]]
         if requests:
@@ -347,6 +393,48 @@ def _check_combination(config: dict[str, Any]) -> None:
             )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _check_skill(group: str, dataset: dict[str, Any]) -> None:
+    skill = dataset["skill"]
+    if dataset["source"] == "mini_world" and skill not in ("pretraining", *mini_world.SKILLS):
+        raise UserError(
+            f"{group}.skill={skill}: no such skill{nearest(skill, mini_world.SKILLS)}; "
+            f"pretraining, or one of {', '.join(mini_world.SKILLS)}"
+        )
+
+
+def _check_parts(config: dict[str, Any], chosen: dict[str, str]) -> None:
+    """Parts fit the method, the model and one another.
+
+    Raises:
+        UserError: they do not, with the reason.
+    """
+    method = signatures.read(config["method"]["_target_"]).attributes
+    used = [group for group in PARTS if config[group]["_target_"]]
+    for group in used:
+        if not method.get("trained"):
+            raise UserError(
+                f"{group}={chosen[group]}: has nothing to act on, as method={chosen['method']} trains nothing"
+            )
+        kinds = signatures.read(config[group]["_target_"]).attributes.get("kinds")
+        if kinds and config["model"]["kind"] not in kinds:
+            raise UserError(
+                f"{group}={chosen[group]}: fits models of kind {', '.join(kinds)}, "
+                f"got model.kind={config['model']['kind']}"
+            )
+    for group in ("method", *used):
+        excludes = signatures.read(config[group]["_target_"]).attributes.get("excludes") or {}
+        for word, reason in excludes.items():
+            other, _, name = word.partition("=")
+            if chosen[other] == name:
+                raise UserError(f"{group}={chosen[group]} does not combine with {word}: {reason}")
+    ratio, size = config["mix"].get("ratio"), config["training"]["batch_size"]
+    if ratio is not None and round(ratio * size) < 1:
+        raise UserError(f"mix.ratio={ratio}: must give at least one example a step, with training.batch_size={size}")
+    if isinstance(config["mix"].get("dataset"), dict):
+        config["mix"]["dataset"] = check_values("mix.dataset", GROUPS["dataset"], config["mix"]["dataset"])
+        _check_skill("mix.dataset", config["mix"]["dataset"])
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> str:

@@ -3,29 +3,38 @@
 import gc
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from methods.adapter.base import Adapter
 from methods.batch import Batch
+from methods.examples import Examples
+from methods.generation import Sampling, generate
 from methods.kinds import Causal, adapter
 from methods.method import Method
+from methods.mix.base import Mix
 from methods.objective import Objective
-from runners import checkpoints, preemption, processes, record, signatures, training
+from methods.penalty.base import Penalty
+from runners import checkpoints, processes, record, signatures, training
 from runners.batches import Batches, make_batches
 from runners.compose import RunSpec
-from runners.data import Examples, load_rows, tokenize
-from runners.engine import TrainingEngine, close_frozen, device, frozen_engine
+from runners.data import load_rows, texts, tokenize
+from runners.engine import TrainingEngine, close_frozen, device, follow, frozen_engine
 from runners.errors import UserError
 from runners.models import context_length, load_model, load_tokenizer
-from runners.progress import progress
 from runners.record import Recorder
+from runners.start import Start
 from runners.tracker import Tracker
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T", Method, Adapter, Penalty, Mix)
 
 
 class RunContext:
@@ -37,57 +46,93 @@ class RunContext:
         self._rank, self._world = rank, world
         self.kind: Causal = adapter(spec.config["model"]["kind"])
         self.parent = record.weights(spec.parent)[0] if spec.parent else None
-        self.method = build_method(spec.config["method"])
+        self.method = build(Method, "method", spec.config)
+        self.adapter = build(Adapter, "adapter", spec.config) if spec.config["adapter"]["_target_"] else None
+        self.penalty = build(Penalty, "penalty", spec.config) if spec.config["penalty"]["_target_"] else None
+        self.mix = build(Mix, "mix", spec.config) if spec.config["mix"]["_target_"] else None
         self._roles: dict[str, nn.Module] = {}
         self._engines: dict[str, TrainingEngine] = {}
+        self._reports: dict[str, float] = {}  # of the parts
+        self._being_replaced = False
         self.tokenizer = load_tokenizer(self.config["model"], self.parent)
+        self._first_role = next(iter((*self.method.trained, *self.method.frozen)), "policy")
+        self.start = Start(spec, lambda: self.role(self._first_role), self.tell, rank, world)
+
+    # The data --------------------------------------------------------------------------------------------------
+
+    @property
+    def examples(self) -> Examples:
+        """The training examples."""
+        return (self._original if self._being_replaced else self._data).examples
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """Prompt and completion of the training examples, before they were tokenised."""
+        return texts(load_rows(self.config["dataset"]), self.config["dataset"])
+
+    def tokenized(self, dataset: Mapping[str, Any]) -> Examples:
+        """The examples of `dataset:` settings."""
+        examples = tokenize(
+            load_rows(dataset),
+            dataset,
+            self.tokenizer,
+            max_length=self._longest,
+            too_long=self.config["training"]["too_long"],
+        )
+        log.info("%d examples, %d tokens, longest %d", len(examples), len(examples.tokens), examples.lengths.max())
+        return examples
+
+    @cached_property
+    def _original(self) -> Batches:
+        return self._batches_of(self.tokenized(self.config["dataset"]))
 
     @cached_property
     def _data(self) -> Batches:
-        training_settings = self.config["training"]
-        rows = load_rows(self.config["dataset"])
-        longest = training_settings["max_length"] or self._context_length
-        if longest > self._context_length:
-            raise UserError(f"training.max_length={longest}: the model takes at most {self._context_length} tokens")
-        examples: Examples = tokenize(
-            rows,
-            self.config["dataset"],
-            self.tokenizer,
-            max_length=longest,
-            too_long=training_settings["too_long"],
-        )
-        log.info(
-            "%d training examples, %d tokens, longest %d",
-            len(examples),
-            len(examples.tokens),
-            examples.lengths.max(),
-        )
+        """What is trained on: the data set, or what a mix puts in its place."""
+        if self.mix is None or not self.mix.replaces:
+            return self._original
+        self._being_replaced = True
+        examples = self.mix.examples(self)
+        self._being_replaced = False
+        self._reports |= self.mix.report(examples)
+        return self._batches_of(examples)
+
+    def _batches_of(self, examples: Examples, ratio: float = 1.0) -> Batches:
         assert isinstance(self.tokenizer.pad_token_id, int)
+        longest = int(examples.lengths.max())
+        if longest > self._longest:
+            raise UserError(f"training.max_length={self._longest}: a sequence of the mix has {longest} tokens")
         return make_batches(
             examples,
-            training_settings,
+            self.config["training"],
             pad_token=self.tokenizer.pad_token_id,
-            max_length=longest,
+            max_length=self._longest,
             seed=self.seed,
             rank=self._rank,
             world=self._world,
+            ratio=ratio,
         )
+
+    @property
+    def _longest(self) -> int:
+        longest = self.config["training"]["max_length"] or self._context_length
+        if longest > self._context_length:
+            raise UserError(f"training.max_length={longest}: the model takes at most {self._context_length} tokens")
+        return int(longest)
 
     @cached_property
     def _context_length(self) -> int:
         return context_length(self.config["model"], self.parent)
 
-    @property
-    def examples(self) -> int:
-        """Number of training examples."""
-        return len(self._data.examples)
+    # The models ------------------------------------------------------------------------------------------------
 
     def role(self, name: str) -> nn.Module:
         """The model of a role: an engine that can be called like the model."""
         if name not in self._roles:
-            _ = self._data  # a mistake in the data is told before a model is loaded
-            model = load_model(self.config["model"], self.parent, len(self.tokenizer))
+            _ = self._original  # a mistake in the data is told before a model is loaded
+            model = self._starting_model()
             if name in self.method.trained:
+                model = self._prepared_to_train(model)
                 engine = TrainingEngine(
                     model,
                     self.config["optimizer"],
@@ -100,17 +145,114 @@ class RunContext:
                 self._roles[name] = frozen_engine(model, self.config["engine"])
         return self._roles[name]
 
-    def batches(self, description: str) -> Iterator[Batch]:
-        """All training examples once, in the order of the data set, in micro-batches."""
-        with progress(description, self.examples) as advance:
-            tell, done = self.tell(description), 0
-            for batch in self._data.in_order():
-                if processes.any_rank(preemption.requested()):
-                    raise processes.stop(f"before training, {description}")
-                yield batch.to(device())
-                advance(len(batch.example_S))
-                done += len(batch.example_S)
-                tell(done, self.examples)
+    def _starting_model(self) -> nn.Module:
+        return load_model(self.config["model"], self.parent, len(self.tokenizer))
+
+    def _prepared_to_train(self, model: nn.Module) -> nn.Module:
+        """With what is not trained frozen, and the adapter's weights in it."""
+        if isinstance(self.method, Objective):
+            self.method.shape(model)
+        return model if self.adapter is None else self.adapter.apply(model, self.seed)
+
+    def unsharded(self) -> nn.Module:
+        """The model that training starts from, whole on every process."""
+        return self._starting_model().to(device()).eval()
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers are trained."""
+        self.role(self._first_role)
+        trained = self._engines[self._first_role].trainable.values()
+        return sum(int(getattr(value, "ds_numel", value.numel())) for value in trained)
+
+    def share_of(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share of tensors that are shaped like the trained weights."""
+        self.role(self._first_role)
+        return self._engines[self._first_role].share_of(full)
+
+    def follow(self, role: str, leader: str, rate: float) -> None:
+        """Move a frozen role's weights the part `rate` of the way to those of a trained one."""
+        follow(self.role(role), self._engines[leader], rate)
+
+    def sample(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[int]]:
+        """What a role's model, as it is now, continues this process's prompts with."""
+        sharded = self.config["engine"]["zero_stage"] == 3 and self._world > 1
+        return generate(self.role(role), prompts, sampling, seed, lockstep=sharded)
+
+    # What is made once with the model that training starts from -------------------------------------------------
+
+    def measure(
+        self,
+        what: str,
+        values: Callable[[nn.Module, Batch], Tensor],
+        per: Literal["example", "token"] = "example",
+    ) -> NDArray[np.float64]:
+        """Measure every training example once; cached by model and data."""
+        return self.start.measure(what, self._data, values, per)
+
+    def generate(self, what: str, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int) -> Examples:
+        """Let the model continue prompts; cached by model, prompts and settings."""
+        return self.start.generate(what, prompts, sampling, batch_size)
+
+    def cached(
+        self, what: str, decides: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Tensors that depend on the model and on `decides` alone."""
+        return self.start.cached(what, decides, lambda _: make(), [make.__module__])
+
+    # Weights of finished runs ------------------------------------------------------------------------------------
+
+    @property
+    def run_count(self) -> int:
+        """How many runs this one starts from."""
+        return len(self.spec.parents)
+
+    def run_weights(self, number: int = 0) -> dict[str, Tensor]:
+        """The final weights of a run that this one starts from, on the CPU."""
+        return self._model_of_run(number).state_dict()
+
+    def _model_of_run(self, number: int = 0) -> nn.Module:
+        settings = {**self.config["model"], "from_run": ["a run"], "from_runs": None}
+        return load_model(settings, record.weights(self.spec.parents[number])[0], len(self.tokenizer))
+
+    def start_weights(self) -> dict[str, Tensor]:
+        """The weights that the run of `model.from_run` started from, on the CPU."""
+        start = self.spec.start
+        folder = record.weights(start.parent)[0] if start.parent else None
+        return load_model(start.config["model"], folder, len(self.tokenizer)).state_dict()
+
+    def score(self, weights: Mapping[str, Tensor], task: Mapping[str, Any], metric: str) -> float:
+        """What an lm-eval task (with the keys of one of `evaluation.tasks`) gives to weights."""
+        from evals.harness import TaskRequest, evaluate
+
+        settings = self.config["evaluation"]
+        model = self._model_of_run()
+        model.load_state_dict(dict(weights))
+        found = evaluate(
+            model.to(device()).eval(),
+            self.tokenizer,
+            [TaskRequest(**task)],
+            batch_size=settings["batch_size"],
+            limit=settings["limit"],
+            max_length=settings["max_length"],
+            data_root=settings["data_root"],
+            include_path=settings["include_path"],
+            seed=self.seed,
+            apply_chat_template=settings["apply_chat_template"],
+            confirm_run_unsafe_code=settings["confirm_run_unsafe_code"],
+        ).metrics
+        name = task["name"]
+        if metric not in found.get(name, {}):
+            raise UserError(f"method.validation: task {name} has no metric {metric}; it has {', '.join(found[name])}")
+        return float(found[name][metric])
+
+    def save_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Make `weights` the run's final model."""
+        model = self._model_of_run()
+        model.load_state_dict(dict(weights))
+        self._write_model(model)
+
+    # Training ------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _resume(self) -> training.Resume | None:
@@ -134,15 +276,20 @@ class RunContext:
         """Minimise the objective on its trained role."""
         if not isinstance(objective, Objective) or len(objective.trained) != 1:
             raise UserError(f"method={type(objective).__name__}: an objective trains one role, got {objective.trained}")
-        roles = {name: self.role(name) for name in (*objective.trained, *objective.frozen)}
+        mixed = self._mixed()
+        frozen = () if self.penalty is None else self.penalty.frozen
+        roles = {name: self.role(name) for name in (*objective.trained, *objective.frozen, *frozen)}
         engine = self._engines[objective.trained[0]]
+        if self.penalty is not None:
+            self._reports |= self.penalty.prepare(self)
+        held = training.Held(self.penalty, engine) if self.penalty is not None else None
         done = training.restore(engine, self._resume, self.seed)
         self._recorder.forget_after(done.step)
         by_metric = self.config["best_metric"] if self.config["keep"] == "best" else None
         keep = training.Keep(self.config["keep"] == "all", by_metric, self.config["best_is"] == "lower")
         # One process's trace shows them all: they do the same work at the same time.
         traced = self.config["training"]["profile"] and self._rank == 0
-        return training.train(
+        trained = training.train(
             objective,
             engine,
             roles,
@@ -153,7 +300,17 @@ class RunContext:
             done,
             self.tell("training"),
             self.folder / "profile" / "trace.json" if traced else None,
+            mixed,
+            held,
         )
+        return {**self._reports, **trained}
+
+    def _mixed(self) -> training.Mixed | None:
+        if self.mix is None or self.mix.replaces:
+            return None
+        examples = self.mix.examples(self)
+        self._reports |= self.mix.report(examples)
+        return training.Mixed(self.mix, self._batches_of(examples, self.mix.config.ratio))
 
     def _save(self, engine: TrainingEngine, objective: Method, done: training.Progress, keep: training.Keep) -> None:
         self._recorder.flush()  # the record of the steps must not end before the checkpoint of them
@@ -176,10 +333,22 @@ class RunContext:
         """Write the trained policy and its tokenizer to `<run>/model`, as transformers loads them."""
         engine = self._engines[self.method.trained[0]]
         weights = engine.weights()  # gathered by all ranks
+        if self.adapter is None:
+            self._write_model(engine.engine.module, weights)
+            return
+        merged: nn.Module | None = None
+        if self._rank == 0:
+            model = self._prepared_to_train(self._starting_model())
+            model.load_state_dict(weights)
+            merged = self.adapter.merge(model)
+        self._write_model(merged)
+
+    def _write_model(self, model: Any, weights: dict[str, Tensor] | None = None) -> None:
+        """Write a model (only rank 0 needs one) as the run's final one; `weights`: in place of its own."""
         if self._rank == 0:
             final = self.folder / "model"
             aside = checkpoints.written_aside(final)
-            engine.engine.module.save_pretrained(aside, state_dict=weights, safe_serialization=True)
+            model.save_pretrained(aside, state_dict=weights, safe_serialization=True)
             self.tokenizer.save_pretrained(aside)
             checkpoints.seal(aside, final)
         torch.distributed.barrier()
@@ -198,13 +367,19 @@ class RunContext:
             torch.cuda.empty_cache()
 
 
-def build_method(settings: Mapping[str, Any]) -> Method:
-    """Build the method that `method:` names, with its hyper-parameters in its own dataclass."""
+def build(base: type[T], group: str, config: Mapping[str, Any]) -> T:
+    """Build what a group names (`_target_`), with its settings in its own dataclass.
+
+    Raises:
+        UserError: it is not a subclass of `base`.
+    """
+    settings = config[group]
     module_name, _, class_name = settings["_target_"].rpartition(".")
-    module = importlib.import_module(module_name)
-    class_ = getattr(module, class_name)
+    class_ = getattr(importlib.import_module(module_name), class_name)
     config_type = signatures.config_class(class_)
     built = class_(config_type(**{key: value for key, value in settings.items() if key != "_target_"}))
-    if not isinstance(built, Method):
-        raise UserError(f"method._target_={settings['_target_']}: must be a subclass of methods.method.Method")
+    if not isinstance(built, base):
+        raise UserError(
+            f"{group}._target_={settings['_target_']}: must be a subclass of {base.__module__}.{base.__name__}"
+        )
     return built

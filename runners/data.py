@@ -2,7 +2,6 @@
 
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,11 @@ from numpy.typing import NDArray
 
 from evals import mini_world
 from evals.local_data import local_copy, reader
+from methods.examples import Examples
 from runners.errors import UserError, nearest
 from runners.progress import progress
 
 _CHUNK = 1000  # examples tokenised at once
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Tokenised training sequences, one after the other in flat arrays (a set of 400k must stay small).
-
-    tokens: int32. starts: int64 [n + 1], where each sequence begins. targets: int64 [n], the offset inside its
-    sequence of the first token that carries loss (at least 1: a first token is predicted from nothing).
-    """
-
-    tokens: NDArray[np.int32]
-    starts: NDArray[np.int64]
-    targets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sequence. Shape [n]."""
-        return np.diff(self.starts)
-
-    def sequence(self, index: int) -> NDArray[np.int32]:
-        """The tokens of one sequence."""
-        return self.tokens[self.starts[index] : self.starts[index + 1]]
 
 
 def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -127,6 +102,11 @@ def _columns_of(key: str, template: str) -> list[str]:
     return fields
 
 
+def texts(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Prompt and completion of each row, by the templates of `dataset:` settings."""
+    return [(settings["prompt"].format_map(row), settings["completion"].format_map(row)) for row in rows]
+
+
 def tokenize(
     rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any, *, max_length: int, too_long: str
 ) -> Examples:
@@ -174,14 +154,13 @@ def tokenize(
                 tokens.append(np.asarray(ids, dtype=np.int32))
                 targets.append(max(target, 1))
             advance(len(chunk))
-    lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-    targets_n = np.minimum(np.array(targets, dtype=np.int64), lengths)
-    if not (lengths > targets_n).any():
+    examples = Examples.of(tokens, targets)
+    if not examples.target_tokens:
         raise UserError(
             f"training.max_length={max_length}: no example has a token that carries loss "
             f"({dropped} of {len(rows)} dropped)"
         )
-    return Examples(np.concatenate(tokens), np.concatenate([[0], np.cumsum(lengths)]), targets_n)
+    return examples
 
 
 def _check_filled(rows: Sequence[Mapping[str, Any]], first: int, settings: Mapping[str, Any]) -> None:

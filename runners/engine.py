@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
 
 import deepspeed
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+)
 
 from runners.errors import UserError
 
@@ -128,6 +134,7 @@ class TrainingEngine:
             dist_init_required=False,
         )
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._last = False  # whether the micro-batch under way is the last of its step
 
     @property
     def world(self) -> int:
@@ -152,6 +159,7 @@ class TrainingEngine:
             count: units of the global batch, over all micro-batches and processes.
             last: whether this is the step's last micro-batch.
         """
+        self._last = last
         self.engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over processes; the mean over units wants their sum.
         self.engine.backward(loss_sum * (self.world / count), scale_wrt_gas=False)
@@ -181,6 +189,103 @@ class TrainingEngine:
         if norm is None and self.engine.get_global_grad_norm() is not None:
             norm = float(self.engine.get_global_grad_norm())
         return norm
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: value for name, value in self.engine.module.named_parameters() if value.requires_grad}
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """A copy of this process's share of every trained weight: a flat slice of each, fp32.
+
+        Shares are those of ZeRO 3 at every stage, so that what is kept beside the weights (the starting point of a
+        penalty) is sharded even where the weights are not.
+        """
+        return {name: self._own(value).detach().float().clone() for name, value in self.trainable.items()}
+
+    def share_of(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share of tensors that are shaped like the trained weights, as flat slices."""
+        return {name: self._slice(full[name].flatten(), full[name].numel()) for name in self.trainable}
+
+    def _own(self, parameter: Any) -> Tensor:
+        if hasattr(parameter, "ds_tensor"):
+            padded = parameter.ds_tensor
+            begin = self.rank * padded.numel()
+            return padded.data[: max(min(parameter.ds_numel - begin, padded.numel()), 0)]
+        return self._slice(parameter.data.view(-1), parameter.numel())
+
+    def _slice(self, flat: Tensor, size: int) -> Tensor:
+        share = math.ceil(size / self.world)
+        return flat[self.rank * share : (self.rank + 1) * share]
+
+    def add_to_gradient(self, term: Callable[[str, Tensor], Tensor | None]) -> None:
+        """Add a function of the weights to their gradient, once in every step.
+
+        Args:
+            term: from a parameter's name and this process's share of it (flat) to the gradient of what is added, in
+                the same shape, or None for nothing. It is called in the backward pass of a step's last micro-batch.
+        """
+
+        def hook(name: str, parameter: nn.Parameter) -> Callable[[Tensor], Tensor | None]:
+            def add(gradient: Tensor) -> Tensor | None:
+                if not self._last:
+                    return None
+                found = term(name, self._own(parameter).detach().float())
+                if found is None:
+                    return None
+                changed = gradient.clone(memory_format=torch.contiguous_format)
+                # DeepSpeed averages over processes; each adds to its own slice alone, which makes the sum whole.
+                own = self._slice(changed.view(-1), changed.numel())
+                own += found.to(own) * self.world
+                return changed
+
+            return add
+
+        for name, parameter in self.trainable.items():
+            parameter.register_hook(hook(name, parameter))
+
+    @torch.no_grad()
+    def pull(self, towards: Mapping[str, Tensor], by: float) -> None:
+        """Move every trained weight the part `by` of its way to a point, optimizer states untouched.
+
+        Args:
+            towards: this process's share of the point, as `own_weights` returns it.
+            by: 0 stays, 1 is there.
+        """
+        stage = self.zero_stage
+        parameter: Any  # ZeRO 3 adds attributes of its own
+        for name, parameter in self.trainable.items():
+            if stage == 3:
+                padded = parameter.ds_tensor
+                precise = safe_get_local_fp32_param(parameter).clone()
+                target = torch.zeros_like(precise)
+                target[: towards[name].numel()] = towards[name].to(target)
+                precise = _part_way(precise, target, by)
+                safe_set_local_fp32_param(parameter, precise)
+                padded.data.copy_(precise.to(padded.dtype))
+                continue
+            target = self._gathered(towards[name], parameter)
+            linked = getattr(parameter, "_hp_mapping", None) is not None or hasattr(parameter, "get_full_hp_param")
+            if self._plain or not linked:
+                parameter.data.copy_(_part_way(parameter.data.float(), target, by))
+                continue
+            precise = _part_way(safe_get_full_fp32_param(parameter), target, by)
+            safe_set_full_fp32_param(parameter, precise)
+            parameter.data.copy_(precise)
+        if stage == 3:
+            _gather_again(self.engine)
+
+    def _gathered(self, own: Tensor, parameter: nn.Parameter) -> Tensor:
+        """All processes' shares of a tensor shaped like `parameter`, put together."""
+        own = own.to(parameter.device)
+        if self.world == 1:
+            return own.view_as(parameter)
+        share = math.ceil(parameter.numel() / self.world)
+        padded = torch.zeros(share, dtype=own.dtype, device=own.device)
+        padded[: own.numel()] = own
+        shares = [torch.empty_like(padded) for _ in range(self.world)]
+        torch.distributed.all_gather(shares, padded)
+        return torch.cat(shares)[: parameter.numel()].view_as(parameter)
 
     def weights_are_finite(self) -> bool:
         """Whether every weight is a number, on every process."""
@@ -212,6 +317,11 @@ class TrainingEngine:
         _empty(self.engine)
 
 
+def _part_way(start: Tensor, end: Tensor, by: float) -> Tensor:
+    """Between two points; exactly the first at 0, exactly the second at 1."""
+    return (1 - by) * start + by * end
+
+
 def _empty(engine: Any) -> None:
     """End a DeepSpeed engine and free its memory.
 
@@ -227,6 +337,27 @@ def _empty(engine: Any) -> None:
         for holder in (optimizer, getattr(optimizer, "optimizer", None), engine):
             if holder is not None:
                 vars(holder).clear()
+
+
+@torch.no_grad()
+def follow(model: nn.Module, leader: TrainingEngine, rate: float) -> None:
+    """Move a frozen role's weights the part `rate` of the way to those of a trained one, each process its own share."""
+    own = dict(getattr(model, "module", model).named_parameters())
+    for name, led in leader.engine.module.named_parameters():
+        followed = own[name]
+        sides: list[Any] = [followed, led]
+        mine, theirs = (getattr(value, "ds_tensor", value).data for value in sides)
+        mine.lerp_(theirs.to(mine.dtype), rate)
+    if isinstance(model, deepspeed.DeepSpeedEngine):
+        _gather_again(model)
+
+
+def _gather_again(engine: Any) -> None:
+    """Bring the small parameters that ZeRO 3 keeps whole on every process up to date with their shares."""
+    kept = engine.optimizer.persistent_parameters
+    if kept:
+        kept[0].partition(kept)
+        kept[0].all_gather(kept)
 
 
 def close_frozen(model: nn.Module) -> None:

@@ -4,9 +4,13 @@ A paper's table is a list of rows, not a cross product of choices. The experimen
 (`conf/experiment/<paper>/<table>.yaml`) names the rows; a row is a list of Hydra overrides, on top of the
 overrides of its scale. A preset (`debug=`, `conf/debug/<name>.yaml`) is a list of overrides too, on top of those. What
 the user types comes last and wins.
+
+A row with a `sweep` (keys to lists of values, each as it would stand after `key=`) is read as one row per combination:
+`sft` with `sweep: {optimizer.lr: [1e-4, 3e-4]}` as `sft-lr-1e-4` and `sft-lr-3e-4`, both of the group `sft`.
 """
 
 import importlib
+import itertools
 import re
 import sys
 from functools import lru_cache
@@ -91,9 +95,11 @@ def expand(overrides: list[str]) -> list[str]:
         return [*preset(overrides), *overrides]
     experiment = load_experiment(name, config_roots(overrides))
     rows: dict[str, Any] = experiment["rows"]
-    row = row or next(iter(rows))
+    row = row or next((key for key in rows if not parts_of(experiment, key)), next(iter(rows)))
     if row not in rows:
         raise UserError(f"row={row}: experiment {name} has no such row{nearest(row, rows)}; it has {', '.join(rows)}")
+    if parts := parts_of(experiment, row):
+        raise UserError(f"row={row}: must be a row with runs of its own; this is the mean of {', '.join(parts)}")
     scale = scale_of(overrides, experiment)
     own = rows[row]
     seeds = seeds_of(experiment, row, scale)
@@ -119,8 +125,18 @@ def scale_of(overrides: list[str], experiment: dict[str, Any]) -> str:
 
 
 def seeds_of(experiment: dict[str, Any], row: str, scale: str) -> list[int]:
-    """The seeds of a row: its own where it names them (a deterministic row), else those of the scale."""
+    """The seeds of a row: its own where it names them (a deterministic row), else those of the scale.
+
+    None for a row that is the mean of others: it is never run.
+    """
+    if parts_of(experiment, row):
+        return []
     return list(experiment["rows"][row].get("seeds") or experiment["scales"][scale]["seeds"])
+
+
+def parts_of(experiment: dict[str, Any], row: str) -> list[str]:
+    """The rows that a row is the mean of (`mean_of`); none for a row with runs of its own."""
+    return list(experiment["rows"][row].get("mean_of") or [])
 
 
 def preset(overrides: list[str]) -> list[str]:
@@ -139,7 +155,12 @@ def preset(overrides: list[str]) -> list[str]:
 
 
 def load_experiment(name: str, roots: list[Path]) -> dict[str, Any]:
-    """The experiment's YAML as plain data (interpolations unresolved)."""
+    """The experiment's YAML as plain data (interpolations unresolved), its sweeps as rows.
+
+    Raises:
+        UserError: unknown experiment, with the nearest names; a `sweep` that is no mapping of keys to lists of values,
+            or that makes a row which is there already.
+    """
     for root in roots:
         path = root / "experiment" / f"{name}.yaml"
         if path.is_file():
@@ -155,7 +176,87 @@ def _read(path: Path, _modified: int) -> dict[str, Any]:
     data = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     if not isinstance(data, dict) or not data.get("rows") or not data.get("scales"):
         raise UserError(f"{path}: an experiment needs `rows` and `scales`")
+    if any("sweep" in row for row in data["rows"].values() if isinstance(row, dict)):
+        data["rows"] = _swept_rows(path, data["rows"], list(data["scales"]))
     return {str(key): value for key, value in data.items()}
+
+
+def _swept_rows(path: Path, rows: dict[str, Any], scales: list[str]) -> dict[str, Any]:
+    """The rows, with one for each combination of values in the place of a row that has a `sweep`."""
+    written = _as_written(path)["rows"]
+    found: dict[str, Any] = {}
+    for key, row in rows.items():
+        own = {key: row}
+        if isinstance(row, dict) and "sweep" in row:
+            own = _combinations(f"{path}: rows.{key}", str(key), row, written[str(key)]["sweep"], scales)
+        for name, definition in own.items():
+            if name in found:
+                raise UserError(f"{path}: rows must have different keys after their sweeps, got {name} twice")
+            found[name] = definition
+    return found
+
+
+def _combinations(
+    where: str, key: str, row: dict[str, Any], written: dict[str, Any], scales: list[str]
+) -> dict[str, Any]:
+    """One row per combination of the values of a row's `sweep`. `written`: the sweep as its YAML spells it."""
+    sweep = row["sweep"]
+    if not isinstance(sweep, dict) or not sweep or not all(isinstance(name, str) for name in sweep):
+        raise UserError(f"{where}.sweep must map keys to lists of values, got {sweep!r}")
+    if row.get("mean_of"):
+        raise UserError(f"{where}.sweep must stand in a row with runs of its own, got one with mean_of")
+    words: dict[str, list[str]] = {}
+    for name, values in sweep.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{where}.sweep.{name} must be a list of at least one value, got {values!r}")
+        if any(isinstance(value, list | dict) for value in values):
+            raise UserError(f"{where}.sweep.{name} must hold plain values, got {values!r}")
+        if len(set(map(str, values))) < len(values):
+            raise UserError(f"{where}.sweep.{name} must hold each value once, got {values!r}")
+        for scale in scales:
+            if without(row.get(scale) or [], name.lstrip("+")) != (row.get(scale) or []):  # it would win
+                raise UserError(f"{where}.sweep.{name} must not be set by {scale} of the row too, got {row[scale]!r}")
+        words[name] = [_word(value, text) for value, text in zip(values, written[name], strict=True)]
+    label = str(row.get("label") or key)
+    kept = {name: value for name, value in row.items() if name != "sweep"}
+    if not row.get("group"):
+        kept |= {"group": key, "group_label": label}
+    found: dict[str, Any] = {}
+    for chosen in itertools.product(*words.values()):
+        told = [f"{name} {word}" for name, word in zip(_short_names(list(words)), chosen, strict=True)]
+        overrides = [f"{name}={word}" for name, word in zip(words, chosen, strict=True)]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([key, *told]).replace("+", "")).strip("-")
+        if name in found:
+            raise UserError(f"{where}.sweep must give rows of different keys, got {name} twice")
+        changes = {"label": ", ".join([label, *told]), "overrides": [*(row.get("overrides") or []), *overrides]}
+        found[name] = kept | changes
+    return found
+
+
+def _word(value: Any, written: str) -> str:
+    """A value of a sweep as an override has it: numbers as they are written, 1e-4 and not 0.0001."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else written
+
+
+def _short_names(keys: list[str]) -> list[str]:
+    """The last part of each key (`lr` of `optimizer.lr`); the whole key where two would be the same."""
+    whole = [key.lstrip("+") for key in keys]
+    last = [key.rpartition(".")[2] for key in whole]
+    return [short if last.count(short) == 1 else key for key, short in zip(whole, last, strict=True)]
+
+
+def _as_written(path: Path) -> dict[str, Any]:
+    """A YAML file with its scalars as they are written: which numbers are read of 1e-4 depends on the loader."""
+    import yaml
+
+    class AsWritten(yaml.SafeLoader):
+        """Reads every scalar as text."""
+
+    # Of what a scalar may stand for, only a merge (<<) is kept.
+    AsWritten.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
+    return dict(yaml.load(path.read_text(encoding="utf-8"), AsWritten))
 
 
 @lru_cache(maxsize=64)

@@ -135,21 +135,8 @@ def _of_bytes(path: Path, _modified: int) -> str:
 
 def of_inputs(config: dict[str, Any]) -> dict[str, str]:
     """What a run reads: local models and data by content, hub ones by resolved revision."""
-    found = {}
-    dataset, model = config["dataset"], config["model"]
-    if dataset["source"] == "file":
-        found["dataset"] = _of_path(Path(dataset["path"]))
-    elif dataset["source"] == "hub":
-        copy = local_copy(dataset["path"], dataset["data_root"])
-        if copy:
-            if dataset["split"] not in copy:
-                raise UserError(
-                    f"dataset.split={dataset['split']}: the local copy of {dataset['path']} below "
-                    f"{dataset['data_root']} has only {', '.join(copy)}"
-                )
-            found["dataset"] = _of_path(copy[dataset["split"]])
-        else:
-            found["dataset"] = _hub_revision(dataset["path"], dataset["revision"], "dataset")
+    model = config["model"]
+    found = {group: content for group, dataset in _data_sets(config) if (content := _of_data_set(group, dataset))}
     for key in ("id", "tokenizer"):
         name = model[key]
         if name is None or name == "bytes":
@@ -162,25 +149,49 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def _data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The data sets of a run: the one it is about, and that of a mix which has one."""
+    mixed = config["mix"].get("dataset")
+    return [("dataset", config["dataset"]), *([("mix.dataset", mixed)] if isinstance(mixed, dict) else [])]
+
+
+def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:
+    if dataset["source"] == "file":
+        return _of_path(Path(dataset["path"]))
+    if dataset["source"] != "hub":
+        return None  # generated, by source that is fingerprinted elsewhere
+    copy = local_copy(dataset["path"], dataset["data_root"])
+    if not copy:
+        return _hub_revision(dataset["path"], dataset["revision"], "dataset")
+    if dataset["split"] not in copy:
+        raise UserError(
+            f"{group}.split={dataset['split']}: the local copy of {dataset['path']} below "
+            f"{dataset['data_root']} has only {', '.join(copy)}"
+        )
+    return _of_path(copy[dataset["split"]])
+
+
 def check_files(config: dict[str, Any]) -> None:
     """Files and folders that the configuration names exist.
 
     Raises:
         UserError: one does not.
     """
-    dataset, model = config["dataset"], config["model"]
-    if dataset["source"] == "file":
-        if not Path(dataset["path"]).is_file():
-            raise UserError(f"dataset.path={dataset['path']}: no such file")
-        try:
-            reader(Path(dataset["path"]))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    model = config["model"]
+    for group, dataset in _data_sets(config):
+        if dataset["source"] == "file":
+            if not Path(dataset["path"]).is_file():
+                raise UserError(f"{group}.path={dataset['path']}: no such file")
+            try:
+                reader(Path(dataset["path"]))
+            except ValueError as error:
+                raise UserError(str(error)) from error
     for key, name in (("model.id", model["id"]), ("model.tokenizer", model["tokenizer"])):
         # A hub id is `name` or `owner/name`; anything else can only be a folder.
         if name and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             raise UserError(f"{key}={name}: neither a hub id nor an existing folder")
-    folders = [("evaluation.data_root", config["evaluation"]["data_root"]), ("dataset.data_root", dataset["data_root"])]
+    folders = [("evaluation.data_root", config["evaluation"]["data_root"])]
+    folders += [(f"{group}.data_root", dataset["data_root"]) for group, dataset in _data_sets(config)]
     folders += [("evaluation.include_path", folder) for folder in config["evaluation"]["include_path"]]
     folders += [("runs_from", folder) for folder in config["runs_from"]]
     for key, folder in folders:

@@ -159,8 +159,13 @@ def _write(path: Path, book: dict[str, Any], plan: Plan, specs: Sequence[RunSpec
     configurations: dict[str, Any] = {}
     while used:  # the cells', then their parents'
         configurations |= {identity: known[identity] for identity in used if identity in known}
-        parents = {configurations[identity]["model"]["from_run"] for identity in used if identity in configurations}
-        used = {parent for parent in parents if parent is not None and parent not in configurations}
+        parents = {
+            parent
+            for identity in used
+            if identity in configurations
+            for parent in _parents(configurations[identity]["model"])
+        }
+        used = {parent for parent in parents if parent not in configurations}
     written = {"cells": book["cells"], "configurations": configurations}
     record.write_json(path, written)
 
@@ -168,8 +173,16 @@ def _write(path: Path, book: dict[str, Any], plan: Plan, specs: Sequence[RunSpec
 def _configurations(spec: RunSpec) -> dict[str, Any]:
     """What decides the run's result and its parents', by identity, as JSON has it."""
     own = json.loads(json.dumps(spec.what_decides(), default=str))
-    parents = _configurations(spec.parent) if spec.parent else {}
+    parents: dict[str, Any] = {}
+    for parent in spec.parents:
+        parents |= _configurations(parent)
     return {**parents, spec.identity: own}
+
+
+def _parents(model: Mapping[str, Any]) -> list[str]:
+    """The identities that stand in `model:` for the runs it starts from."""
+    one = model.get("from_run")
+    return [one] if one is not None else list(model.get("from_runs") or ())
 
 
 def _whole(identity: str, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,8 +190,9 @@ def _whole(identity: str, known: Mapping[str, Any]) -> dict[str, Any]:
     found = known.get(identity)
     if found is None:
         return {"identity": identity}
-    parent = found["model"]["from_run"]
-    if parent is None:
+    parents = [_whole(parent, known) for parent in _parents(found["model"])]
+    if not parents:
         return dict(found)
-    model = {key: value for key, value in found["model"].items() if key != "from_run"}
-    return {**found, "model": model, "parent": _whole(parent, known)}
+    model = {key: value for key, value in found["model"].items() if key not in ("from_run", "from_runs")}
+    named = {"parent": parents[0]} if len(parents) == 1 else {"parents": {str(n): p for n, p in enumerate(parents)}}
+    return {**found, "model": model, **named}

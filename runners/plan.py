@@ -16,6 +16,7 @@ from runners.expand import (
     config_roots,
     expand,
     load_experiment,
+    parts_of,
     plugin_overrides,
     scale_of,
     seeds_of,
@@ -149,11 +150,17 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
         changed |= set(_what_is_measured(without(words, *fixed)))
         chosen = value_of(words, "row")
         for row in [chosen] if chosen else experiment["rows"]:
-            expanded = expand([*without(words, "row"), f"row={row}"])
-            definition = experiment["rows"][row]
+            definition = experiment["rows"].get(row) or {}
             key = f"{row} {suffix}".strip()
             label = definition.get("label") or row
-            rows[key] = {**definition, "label": f"{label} ({suffix})" if suffix else label}
+            named = {**definition, "label": f"{label} ({suffix})" if suffix else label}
+            if not chosen and (parts := parts_of(experiment, row)):
+                rows[key] = {**named, "mean_of": [f"{part} {suffix}".strip() for part in parts]}
+                continue  # nothing of its own to run
+            expanded = expand([*without(words, "row"), f"row={row}"])
+            if suffix and experiment.get("choose"):
+                named = {"group": row, "group_label": label, **named}
+            rows[key] = named
             seed = value_of(words, "seed")
             for number in (
                 seeds_of(experiment, row, scale) if seed is None or definition.get("seeds") else [_number(seed)]
@@ -161,6 +168,7 @@ def _experiment_plan(name: str, scale: str, combinations: list[list[Assignment]]
                 cells[key, number] = Cell(key, number, [*without(expanded, "seed"), f"seed={number}"])
             if seed is not None and not definition.get("seeds"):
                 rows[key]["seeds"] = None
+    rows = {key: row for key, row in rows.items() if set(row.get("mean_of") or ()) <= set(rows)}
     experiment["rows"] = rows
     seeds = sorted({cell.seed for cell in cells.values() if not rows[cell.row].get("seeds")})
     if seeds:
@@ -184,15 +192,35 @@ def _what_is_measured(words: list[str]) -> list[str]:
 
 
 def _keep_what_fits(experiment: dict[str, Any], rows: Mapping[str, Any]) -> None:
-    """Leave out published entries, claims and the baseline of rows that this command does not show."""
+    """Leave out published entries, claims, columns and the baseline of rows that this command does not show."""
+    gone = _columns_below(experiment, rows)
+    if gone:
+        experiment["columns"] = {
+            scale: {key: column for key, column in columns.items() if key not in gone}
+            for scale, columns in experiment["columns"].items()
+        }
+        experiment["plots"] = [p for p in experiment.get("plots") or [] if not gone & {p.get("x"), p.get("y")}]
+        if (experiment.get("choose") or {}).get("column") in gone:
+            experiment["choose"] = None
     for key in ("published", "claims"):
         experiment[key] = [
             entry
             for entry in experiment.get(key) or []
             if all(entry.get(role) in (None, *rows) for role in ("row", "minus", "over", "beats"))
+            and entry.get("column") not in gone
         ]
     if experiment.get("baseline") not in rows:
         experiment["baseline"] = None
+
+
+def _columns_below(experiment: Mapping[str, Any], rows: Mapping[str, Any]) -> set[str]:
+    """The columns that state a drop below a row which is not shown."""
+    return {
+        key
+        for columns in (experiment.get("columns") or {}).values()
+        for key, column in columns.items()
+        if column.get("below") not in (None, *rows)
+    }
 
 
 def _sweep_plan(scale: str, combinations: list[list[Assignment]], swept: list[str]) -> Plan:

@@ -71,10 +71,10 @@ def _run_locked(spec: RunSpec, held: contextlib.ExitStack) -> dict[str, Any]:
             raise processes.stop(f"while it waited for {spec.name}")
     if isinstance(known, dict):
         return known
-    if spec.parent is not None:
-        if signatures.read(spec.config["method"]["_target_"]).attributes.get("trained"):
-            load_rows(spec.config["dataset"])  # a mistake in the data is told before the parent's minutes of training
-        _ensure_parent(spec, spec.parent)
+    if spec.parents and signatures.read(spec.config["method"]["_target_"]).attributes.get("trained"):
+        load_rows(spec.config["dataset"])  # a mistake in the data is told before the parent's minutes of training
+    for parent in spec.needed:
+        _ensure_parent(spec, parent)
     processes.first_decides(lambda: _make_way(spec))
     workers, nodes = max(spec.config["gpus"], spec.config["processes"]), spec.config["nodes"]
     if processes.given() or workers * nodes == 1:
@@ -242,9 +242,9 @@ def _evaluate(spec: RunSpec, context: RunContext, world: int) -> Evaluation:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
     dtype = "bfloat16" if engine["precision"] != "fp32" else spec.config["model"]["dtype"]
-    if context.method.trained:
+    if context.method.trained or context.method.merges:
         saved = spec.folder / "model"
-        source = {**spec.config["model"], "id": str(saved), "from_run": None, "architecture": None}
+        source = {**spec.config["model"], "id": str(saved), "from_run": None, "from_runs": None, "architecture": None}
         model = load_model(source, None, len(context.tokenizer), dtype)
     else:
         model = load_model(spec.config["model"], context.parent, len(context.tokenizer), dtype)

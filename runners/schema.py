@@ -29,6 +29,8 @@ class Model:
     from_run: Annotated[list[str], Field(min_length=1)] | None = (
         None  # the overrides of the run whose final weights are taken
     )
+    # of a merger: the runs whose final weights are put together
+    from_runs: Annotated[list[Annotated[list[str], Field(min_length=1)]], Field(min_length=2)] | None = None
     architecture: dict[str, Any] | None = None  # random weights: `model_type` and arguments of its config class
     tokenizer: str | None = None  # null: the model's own; `bytes`: one token per byte; else a hub id or folder
     init_seed: NonNegativeInt = 0  # of random weights
@@ -37,9 +39,11 @@ class Model:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        sources = [name for name in ("id", "from_run", "architecture") if getattr(self, name) is not None]
+        sources = [name for name in ("id", "from_run", "from_runs", "architecture") if getattr(self, name) is not None]
         if len(sources) != 1:
-            raise ValueError(f"must set exactly one of model.id, model.from_run, model.architecture, got {sources}")
+            raise ValueError(
+                f"must set exactly one of model.id, model.from_run, model.from_runs, model.architecture, got {sources}"
+            )
         if self.architecture is not None and self.architecture.get("model_type") is None:
             raise ValueError("model.architecture must name its model_type (that of debug=random is model.model_type)")
         if self.architecture is not None and self.tokenizer is None:

@@ -61,7 +61,7 @@ def left_to_run(checked: Checked) -> list[RunSpec]:
     Raises:
         UserError: cells have run with a configuration that has changed since (`changed=accept` goes on).
     """
-    starts = {spec.parent.folder for _, specs in checked for spec in specs if spec.parent}
+    starts = {needed.folder for _, specs in checked for spec in specs for needed in spec.needed}
     for _, specs in checked:
         for spec in specs:
             if spec.folder in starts and spec.config["keep"] == "none":

@@ -17,8 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from methods.batch import Batch
+from methods.forward import Forward
 from methods.method import Method
+from methods.mix.base import Mix
 from methods.objective import Objective
+from methods.penalty.base import Penalty
 from runners import checkpoints, preemption, processes
 from runners.batches import Batches
 from runners.engine import NonFiniteError, TrainingEngine, device, to_universal
@@ -58,6 +62,45 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)  # last logged
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """What is trained on beside the data set, and its own global batch of every step."""
+
+    mix: Mix
+    batches: Batches
+
+
+class Held:
+    """A penalty at work on an engine: made before any checkpoint is loaded, since it keeps where training starts."""
+
+    def __init__(self, penalty: Penalty, engine: TrainingEngine) -> None:
+        self.penalty, self.engine = penalty, engine
+        self._value: Tensor | None = None
+        self._start: dict[str, Tensor] = {}
+        if penalty.anchored:
+            self._start = engine.own_weights()
+            engine.add_to_gradient(self._on_weights)
+
+    def _on_weights(self, name: str, weights: Tensor) -> Tensor | None:
+        found = self.penalty.on_weights(name, weights, self._start[name])
+        if found is None:
+            return None
+        value, gradient = found
+        self._value = value if self._value is None else self._value + value
+        return gradient
+
+    def value(self) -> Tensor | None:
+        """This process's share of the penalty on the weights in the step under way; asked for once a step."""
+        value, self._value = self._value, None
+        return value
+
+    def after_step(self, step: int, total: int) -> None:
+        """Pull the weights back after `step` (from 1), if the penalty is one that does."""
+        by = self.penalty.pull(step, total, float(self.engine.optimizer.param_groups[0]["lr"]))
+        if by:
+            self.engine.pull(self._start, by)
+
+
 def train(
     objective: Objective,
     engine: TrainingEngine,
@@ -69,6 +112,8 @@ def train(
     done: Progress | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
     trace: Path | None = None,
+    mixed: Mixed | None = None,
+    held: Held | None = None,
 ) -> dict[str, float]:
     """Minimise an objective.
 
@@ -83,6 +128,8 @@ def train(
         done: what was done before, from a checkpoint.
         tell: called with (steps done, total) after every step.
         trace: where to write a profile of a few steps.
+        mixed: further data.
+        held: the penalty.
 
     Returns:
         train/loss (mean of the last step logged), steps, units, tokens and seconds.
@@ -101,16 +148,18 @@ def train(
     with progress("training", total) as advance, profiled(trace) as profile_step:
         advance(first)
         for step in range(first, total):
-            micro_batches = [batch.to(device()) for batch in batches.of_step(step)]
+            own = [objective.rollout(batch.to(device()), step) for batch in batches.of_step(step)]
+            further = [batch.to(device()) for batch in mixed.batches.of_step(step)] if mixed else []
             overdue = time.perf_counter() - saved_at > 60 * (settings["checkpoint_minutes"] or math.inf)
             counts = [
-                sum(objective.count(batch) for batch in micro_batches),
-                sum(batch.target_count for batch in micro_batches),
+                sum(objective.count(batch) for batch in own),
+                sum(batch.target_count for batch in own),
+                sum(mixed.mix.count(batch) for batch in further) if mixed else 0,
                 preemption.requested(),
                 overdue,
             ]
             # All processes learn together what to divide by, and whether one of them has been told to stop.
-            count, tokens, stop, late = (int(value) for value in _sums_over_processes(counts, engine.world))
+            count, tokens, mix_count, stop, late = (int(value) for value in _sums_over_processes(counts, engine.world))
             if step > first and (stop or late or (every is not None and step % every == 0)):
                 done.seconds = spent + time.perf_counter() - began
                 save(done)
@@ -118,17 +167,23 @@ def train(
             if stop:
                 raise processes.stop(f"after step {step} of {total}")
             factor = rate(step, total, settings["schedule"], settings["warmup_ratio"])
-            sums = _accumulate(objective, engine, roles, micro_batches, max(count, 1))
+            terms = _Terms(objective, roles, held, mixed, max(count, 1), max(tokens, 1), max(mix_count, 1))
+            sums = terms.accumulate(engine, own, further)
             where = f"at step {step + 1} of {total}, batch of examples {_listed(batches.global_batch(step))}"
-            (summed,) = _sums_over_processes([sums["loss"]], engine.world)  # so that all processes stop together
+            # Over all processes, so that they stop together.
+            (summed,) = _sums_over_processes([sum(value for value, _ in sums.values())], engine.world)
             if not math.isfinite(summed):
                 raise NonFiniteError(f"loss is {summed} {where}; the weights were not updated")
             norm = engine.step(factor, where)
             objective.after_step(step)
+            if held is not None:
+                held.after_step(step + 1, total)
             done.step, done.units, done.target_tokens = step + 1, done.units + count, done.target_tokens + tokens
             if done.step % settings["log_every"] == 0 or done.step == total:
-                values = _sums_over_processes(list(sums.values()), engine.world)
-                metrics = {f"train/{name}": value / max(count, 1) for name, value in zip(sums, values, strict=True)}
+                values = _sums_over_processes([value for value, _ in sums.values()], engine.world)
+                metrics = {
+                    name: value / divisor for (name, (_, divisor)), value in zip(sums.items(), values, strict=True)
+                }
                 now = time.perf_counter()
                 speed = (done.target_tokens - tokens_logged) / (now - logged_at)
                 metrics |= {
@@ -154,21 +209,57 @@ def train(
     }
 
 
-def _accumulate(
-    objective: Objective,
-    engine: TrainingEngine,
-    roles: Mapping[str, nn.Module],
-    micro_batches: list[Any],
-    count: int,
-) -> dict[str, Tensor]:
-    """Forward and backward over a step's micro-batches; returns the sums of the loss and of its metrics."""
-    sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(micro_batches):
-        computed = objective.loss(roles, batch)
-        engine.backward(computed.sum, count, last=number == len(micro_batches) - 1)
-        for name, value in {"loss": computed.sum, **computed.metrics}.items():
-            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
-    return sums
+@dataclass(frozen=True)
+class _Terms:
+    """What is minimised in one step: the objective, what a penalty adds to it, and the mix."""
+
+    objective: Objective
+    roles: Mapping[str, nn.Module]
+    held: Held | None
+    mixed: Mixed | None
+    count: int  # units of the objective in the global batch
+    tokens: int  # target tokens in it
+    mix_count: int  # units of the mix
+
+    def accumulate(
+        self, engine: TrainingEngine, own: list[Batch], further: list[Batch]
+    ) -> dict[str, tuple[Tensor, int]]:
+        """Forward and backward over a step's micro-batches; returns sums by the name of their metric, and divisors."""
+        sums: dict[str, tuple[Tensor, int]] = {}
+
+        def note(name: str, value: Tensor, divisor: int) -> None:
+            before = sums[name][0] if name in sums else torch.zeros((), device=value.device)
+            sums[name] = (before + value.detach().float(), divisor)
+
+        weight = self.mixed.mix.config.weight if self.mixed else 0.0
+        together = self.count + self.mix_count  # one mean over the data set and the mix
+        for number, batch in enumerate(own):
+            forward = Forward(self.objective.kind, self.roles, batch)
+            # The penalty first: what it needs of the distributions serves the objective too.
+            added = self.held.penalty.loss(forward) if self.held else None
+            computed = self.objective.loss(forward)
+            loss = computed.sum
+            for name, value in {"loss": computed.sum, **computed.metrics}.items():
+                note(f"train/{name}", value, self.count)
+            if added is not None:
+                loss = loss + added.sum * (self.count / self.tokens)
+                for name, value in {"penalty": added.sum, **added.metrics}.items():
+                    note(f"train/{name}", value, self.tokens)
+            last = number == len(own) + len(further) - 1
+            engine.backward(loss, together if weight is None else self.count, last=last)
+        for number, batch in enumerate(further, start=len(own)):
+            assert self.mixed is not None
+            computed = self.mixed.mix.loss(Forward(self.objective.kind, self.roles, batch))
+            note("mix/loss", computed.sum, self.mix_count)
+            last = number == len(own) + len(further) - 1
+            if weight is None:
+                engine.backward(computed.sum, together, last=last)
+            else:
+                engine.backward(computed.sum * weight, self.mix_count, last=last)
+        on_weights = self.held.value() if self.held else None
+        if on_weights is not None:
+            note("train/penalty", on_weights, 1)
+        return sums
 
 
 def _sums_over_processes(values: list[Any], world: int) -> list[float]:

@@ -1,6 +1,6 @@
 """FLOW: fine-tune on samples weighted by how easy the pre-trained model finds them.
 
-Sanyal et al.: "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting",
+Sanyal, Prairie, Das, Kavis, Sanghavi: "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting",
 ICML 2025, arXiv 2502.02797. Tables 2 and 4 (language).
 
     f_i  = mean over sample i's active tokens of -log p_theta*(token)      once, pre-trained weights theta*
@@ -11,6 +11,12 @@ ICML 2025, arXiv 2502.02797. Tables 2 and 4 (language).
 The weights are those of pi* = argmin over the simplex of sum_i pi_i f_i + tau sum_i pi_i log pi_i, without
 its normaliser, which is constant in theta. They multiply the *sum* of a sample's token losses, and the divisor
 is the unweighted token count, as in the authors' code (sanyalsunny111/FLOW_finetuning).
+
+`granularity: token` is the paper's token-wise ablation (appendix I.2): w_{i,t} = exp(-nll_{i,t}(theta*) / tau), with
+tau the median over all active tokens, and the same divisor.
+
+Legend: n samples of the data set, M weights (one for each sample, or for each active token); of a batch: K target
+tokens, S sequences.
 """
 
 from collections.abc import Mapping
@@ -24,59 +30,117 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from methods.batch import Batch, mean_by_sequence
+from methods.examples import Examples
 from methods.finetune.sft import Sft, SftConfig
-from methods.kinds.causal import frozen
+from methods.forward import Forward
 from methods.method import Context
 from methods.objective import Loss
 
 Losses = NDArray[np.float64]
 
+# Losses that differ by less are equal but for the rounding of 32-bit arithmetic.
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig(SftConfig):
-    """temperature: tau in nats per token, or `median`. normalize: divide the weights by their mean."""
+    """temperature: tau in nats per token, or `median`. normalize: divide the weights by their mean.
+
+    granularity: one weight per sample (`sequence`, the method) or per token (`token`, the paper's ablation).
+    """
 
     temperature: PositiveFloat | Literal["median"] = "median"
     normalize: bool = False
+    granularity: Literal["sequence", "token"] = "sequence"
 
 
-def flow_temperature(losses_n: Losses) -> float:
-    """The paper's temperature: the median of the samples' losses (mean of the two middle ones for even n).
+def flow_temperature(losses_M: Losses) -> float:
+    """The paper's temperature: the median of the base model's losses (mean of the two middle ones for an even number).
+
+    Args:
+        losses_M: NaN for a sample without active tokens, which does not count.
 
     Raises:
-        ValueError: a loss is infinite or negative, or the median is 0 (every other sample is fitted exactly).
+        ValueError: there is no loss, the median is 0, or all are equal: then every weight is exp(-1), and FLOW is SFT.
     """
-    known = losses_n[~np.isnan(losses_n)]
-    if known.size == 0 or not np.isfinite(known).all() or (known < 0).any():
-        raise ValueError("method.temperature=median: the base model's losses must be finite and not negative")
+    known = losses_M[~np.isnan(losses_M)]
+    if known.size == 0:
+        raise ValueError("method.temperature=median: must have a loss to take the median of, got no active token")
     median = float(np.median(known))
     if median <= 0:
         raise ValueError(f"method.temperature=median: the median loss must be > 0, got {median}; give a number")
+    if float(np.ptp(known)) <= _ROUNDING * median:
+        raise ValueError(
+            f"method.temperature=median: the base model's losses must differ, got {median:.6g} for all {known.size}; "
+            "FLOW would be SFT with a smaller learning rate; give a number"
+        )
     return median
 
 
-def flow_weights(losses_n: Losses, temperature: float) -> Losses:
-    """w_i = exp(-f_i / tau), in (0, 1]; 0 for a sample without active tokens (its loss is NaN). Shape [n]."""
-    return np.where(np.isnan(losses_n), 0.0, np.exp(-losses_n / temperature))
+def flow_weights(losses_M: Losses, temperature: float) -> Losses:
+    """w = exp(-f / tau), in [0, 1]; 0 for a sample without active tokens (its loss is NaN). Returns [M]."""
+    return np.where(np.isnan(losses_M), 0.0, np.exp(-losses_M / temperature))
+
+
+def check_losses(losses_M: Losses, example_M: NDArray[np.int64]) -> None:
+    """Refuse base losses that no weight can be made of.
+
+    Args:
+        losses_M: of what has active tokens.
+        example_M: the example that each loss belongs to.
+
+    Raises:
+        ValueError: a loss is not finite, or negative; names the first such example.
+    """
+    bad = ~np.isfinite(losses_M) | (losses_M < 0)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(
+            f"method=finetune/flow: the base model's losses must be finite and not negative, got {losses_M[first]} "
+            f"for example {example_M[first]}" + (f" and {int(bad.sum()) - 1} more" if bad.sum() > 1 else "")
+        )
+
+
+def place_in_sequence(batch: Batch) -> Tensor:
+    """For each target token, how many target tokens of its sequence come before it. Returns long [K].
+
+    Sequences are told apart by their number alone, wherever they lie: padded rows, rows of several sequences, sequences
+    without a target. The sort is stable, and the tokens of one sequence come in their order.
+    """
+    sequence_K = batch.sequence_K
+    count_S = torch.bincount(sequence_K, minlength=len(batch.example_S))
+    first_S = count_S.cumsum(0) - count_S
+    grouped_K = sequence_K.argsort(stable=True)
+    place_K = torch.empty_like(sequence_K)
+    place_K[grouped_K] = torch.arange(len(sequence_K), device=sequence_K.device) - first_S[sequence_K[grouped_K]]
+    return place_K
 
 
 class Flow(Sft):
     """FLOW: upweight easy samples, w = exp(-base loss / median) (arXiv 2502.02797)."""
 
     config: FlowConfig
-    weights_n: Tensor | None = None
+    weights_n: Tensor | None = None  # for each sample; token-wise: for each active token, one sample after the other
+    first_n: Tensor | None = None  # token-wise: where each sample's weights begin
 
     def prepare(self, context: Context) -> Mapping[str, float]:
-        """Measure every sample's loss under the pre-trained weights and fix its weight."""
+        """Measure the losses under the pre-trained weights and fix the weights."""
+        counts_n = context.examples.lengths - context.examples.targets
+        if self.config.granularity == "token":
+            self.first_n = torch.from_numpy(np.cumsum(counts_n) - counts_n)
         if self.weights_n is None:  # else: restored from a checkpoint
-            losses_n = self._base_losses(context)
+            losses_M = self._base_losses(context, context.examples)
             chosen = self.config.temperature
-            temperature = flow_temperature(losses_n) if chosen == "median" else float(chosen)
-            weights_n = flow_weights(losses_n, temperature)
+            self.temperature = flow_temperature(losses_M) if chosen == "median" else float(chosen)
+            weights_M = flow_weights(losses_M, self.temperature)
+            if not (weights_M > 0).any():
+                raise ValueError(
+                    f"method.temperature={chosen}: must be large enough for a weight > 0; the base model's smallest "
+                    f"loss is {np.nanmin(losses_M):.6g}"
+                )
             if self.config.normalize:
-                weights_n = weights_n / weights_n.mean()
-            self.weights_n = torch.from_numpy(weights_n)
-            self.temperature = temperature
+                weights_M = weights_M / weights_M[~np.isnan(losses_M)].mean()
+            self.weights_n = torch.from_numpy(weights_M)
         low, middle, high = np.quantile(self.weights_n.numpy(), [0.1, 0.5, 0.9])
         return {
             "flow/temperature": self.temperature,
@@ -86,23 +150,40 @@ class Flow(Sft):
             "flow/weight_p90": float(high),
         }
 
-    def _base_losses(self, context: Context) -> Losses:
-        policy = context.role("policy")
-        losses_n = np.full(context.examples, np.nan)
-        with frozen(policy):
-            for batch in context.batches("losses of the base model"):
-                mean_S = mean_by_sequence(-self.kind.token_logps(policy, batch), batch)
-                losses_n[batch.example_S.cpu().numpy()] = mean_S.double().cpu().numpy()
+    def _base_losses(self, context: Context, examples: Examples) -> Losses:
+        """Losses under the pre-trained weights, [n] or by token; NaN for a sample without active tokens."""
+        counts_n = examples.lengths - examples.targets
+        example_n = np.arange(len(examples))
+        if self.config.granularity == "token":
+            losses_M = context.measure("base token losses", self._token_losses, per="token")
+            check_losses(losses_M, np.repeat(example_n, counts_n))
+            return losses_M
+        losses_n = np.where(counts_n > 0, context.measure("base losses", self._mean_losses, per="example"), np.nan)
+        check_losses(losses_n[counts_n > 0], example_n[counts_n > 0])
         return losses_n
 
-    def loss(self, roles: Mapping[str, nn.Module], batch: Batch) -> Loss:
-        """Sum over samples of w_i times the sample's summed token losses."""
-        assert self.weights_n is not None, "prepare comes first"
-        token_losses_K = -self.kind.token_logps(roles["policy"], batch)
-        if self.weights_n.device != token_losses_K.device:
-            self.weights_n = self.weights_n.to(token_losses_K.device)
-        weights_K = self.weights_n[batch.example_K].to(token_losses_K.dtype)
+    def _token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return -self.kind.token_logps(model, batch)
+
+    def _mean_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return mean_by_sequence(self._token_losses(model, batch), batch)
+
+    def loss(self, forward: Forward) -> Loss:
+        """Sum over samples of w_i times the sample's summed token losses; token-wise, of w_{i,t} times each."""
+        token_losses_K = -forward.token_logps()
+        weights_K = self._weights(forward.batch).to(token_losses_K.dtype)
         return Loss((weights_K * token_losses_K).sum(), {"unweighted_loss": token_losses_K.detach().sum()})
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """The weight of every target token. Returns [K]."""
+        assert self.weights_n is not None, "prepare comes first"
+        example_K = batch.example_K
+        self.weights_n = self.weights_n.to(example_K.device)  # moved once
+        if self.config.granularity == "sequence":
+            return self.weights_n[example_K]
+        assert self.first_n is not None, "prepare comes first"
+        self.first_n = self.first_n.to(example_K.device)
+        return self.weights_n[self.first_n[example_K] + place_in_sequence(batch)]
 
     def state_dict(self) -> dict[str, Any]:
         """The weights: the base model is no longer there when a run continues."""

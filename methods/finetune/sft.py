@@ -5,12 +5,9 @@
 The plain baseline of every fine-tuning table, and, with `dataset.loss_on=all`, ordinary pre-training.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
-from methods.batch import Batch
+from methods.forward import Forward
 from methods.objective import Loss, Objective
 
 
@@ -25,6 +22,6 @@ class Sft(Objective):
     config: SftConfig
     kinds = ("causal",)
 
-    def loss(self, roles: Mapping[str, nn.Module], batch: Batch) -> Loss:
+    def loss(self, forward: Forward) -> Loss:
         """Sum of -log p over the batch's target tokens."""
-        return Loss(-self.kind.token_logps(roles["policy"], batch).sum())
+        return Loss(-forward.token_logps().sum())

@@ -18,7 +18,12 @@ class Causal:
     """Adapter of causal LMs as `transformers` defines them (bare, or inside a DeepSpeed engine)."""
 
     def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probability of every target token given the tokens before it in its sequence. Returns [K], fp32.
+        """Log-probability of every target token given the tokens before it in its sequence. Returns [K], fp32."""
+        logits_KV = self.target_logits(model, batch)
+        return -F.cross_entropy(logits_KV.float(), batch.targets_K, reduction="none")
+
+    def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits from which every target token is predicted. Returns [K, V], in the model's precision.
 
         Right padding needs no attention mask, because no target looks at what follows it; packed rows carry
         restarting position ids, from which `transformers` builds the block-diagonal mask (only without a cache).
@@ -27,8 +32,8 @@ class Causal:
         source_mask_BT = F.pad(batch.target_mask_BT[:, 1:], (0, 1), value=False)
         with _only_at(model, source_mask_BT):
             logits_KV = model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False).logits
-        targets_K = batch.input_ids_BT[batch.target_mask_BT]
-        return -F.cross_entropy(logits_KV.float(), targets_K, reduction="none")
+        assert isinstance(logits_KV, Tensor)
+        return logits_KV
 
 
 @contextmanager

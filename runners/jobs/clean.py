@@ -59,7 +59,7 @@ def clean(spec: RunSpec, needed_by: str = "") -> retention.Cleaned:
 def who_needs_weights(specs: Iterable[RunSpec]) -> dict[Path, str]:
     """By a run's folder, a run that starts from it: another one of the command, or one on disk that is not done."""
     specs = list(specs)
-    needed = {spec.parent.folder: spec.name for spec in specs if spec.parent}
+    needed = {parent.folder: spec.name for spec in specs for parent in spec.needed}
     if any(spec.config["keep"] == "none" for spec in specs):
         by_name = {spec.name: spec.folder for spec in specs}
         for root in {Path(spec.config["outputs"]).expanduser() for spec in specs}:

@@ -151,7 +151,7 @@ def _base_model(config: Mapping[str, Any], made: Mapping[str, Any], root: Path) 
     """
     roots = [root, *(Path(other).expanduser() for other in config["runs_from"])]
     model = config["model"]
-    while model["from_run"] is not None:
+    while model["from_run"] is not None or model.get("from_runs") is not None:  # of a soup: the first run's
         # A run's folder lies in its experiment's, whose name has one part or two.
         found = (path for top in roots for depth in ("*", "*/*") for path in top.glob(f"{depth}/{made['parent']}"))
         folder = next((path for path in found if (path / "environment.json").is_file()), None)

@@ -192,7 +192,8 @@ def memory_of(spec: RunSpec, size: Size) -> tuple[estimate.Memory, str] | None:
     config = spec.config
     engine, training = config["engine"], config["training"]
     workers = max(config["gpus"], config["processes"]) * config["nodes"]
-    trained, frozen = _roles(spec, "trained"), _roles(spec, "frozen")
+    trained = _roles(spec, "trained")
+    frozen = [*_roles(spec, "frozen"), *_roles(spec, "frozen", of="penalty")]
     assumed, activations = "", 0
     if trained:
         context = size.architecture.get("max_position_embeddings") or size.architecture.get("n_positions")
@@ -291,8 +292,9 @@ def _print_disk(out: Console, specs: Sequence[RunSpec], sizes: Sequence[Size]) -
         out.print("  checkpoints by the clock (training.checkpoint_minutes) come on top, two of each run under way")
 
 
-def _roles(spec: RunSpec, which: str) -> tuple[str, ...]:
-    return tuple(signatures.read(spec.config["method"]["_target_"]).attributes.get(which) or ())
+def _roles(spec: RunSpec, which: str, of: str = "method") -> tuple[str, ...]:
+    target = spec.config[of]["_target_"]
+    return tuple(signatures.read(target).attributes.get(which) or ()) if target else ()
 
 
 def _grid(title: str, *heads: str) -> Table:

@@ -84,13 +84,13 @@ def unfinished_parents(specs: Iterable[RunSpec], cells: set[Path]) -> list[RunSp
     found: dict[Path, RunSpec] = {}
 
     def visit(spec: RunSpec) -> None:
-        parent = spec.parent
-        if parent is None or parent.folder in found or record.status(spec).state == "done":
+        if record.status(spec).state == "done":
             return
-        if record.status(parent).state != "done":
-            visit(parent)
-            if parent.folder not in cells:
-                found[parent.folder] = parent
+        for parent in spec.parents:
+            if parent.folder not in found and record.status(parent).state != "done":
+                visit(parent)
+                if parent.folder not in cells:
+                    found[parent.folder] = parent
 
     for spec in specs:
         visit(spec)

@@ -48,7 +48,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the paper, or with `operation` "minus" or "over" the relation of `row` to `other`."""
+    """A row of the paper, or with `operation` "minus" or "over" the relation of `row` to `other`.
+
+    group, group_label: of the row's group, which may be its own. chosen: by the experiment's `choose`.
+    """
 
     key: str
     label: str
@@ -56,6 +59,9 @@ class TableRow:
     row: str
     operation: str | None = None
     other: str | None = None
+    group: str = ""
+    group_label: str = ""
+    chosen: bool = False
 
     def cell(self, column: str) -> Cell | None:
         """The cell in this column; None where a ratio is not published and so not shown."""
@@ -96,7 +102,8 @@ def plain_rows(measured: Measurements, decimals: Mapping[str, int]) -> Iterator[
             entry = _published(experiment, scale, None, row.key, column)
             gap = None if entry is None else _published_gap(experiment, entry)
             cells.append(_judged(scale, column, measured.samples[row.key, column], entry, gap, decimals[column]))
-        yield TableRow(row.key, row.label, tuple(cells), row.key)
+        label = experiment.group_label(row.group)
+        yield TableRow(row.key, row.label, tuple(cells), row.key, group=row.group, group_label=label)
 
 
 def relation_rows(measured: Measurements, decimals: Mapping[str, int]) -> Iterator[TableRow]:

@@ -1,4 +1,4 @@
-"""What an experiment's YAML says about its table: rows, scales, columns, published numbers, claims, plots.
+"""What an experiment's YAML says about its table: rows, scales, columns, published numbers, claims, plots, the choice.
 
 `Experiment.from_config` reads the plain dict and refuses, in one line, what does not fit together.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -33,11 +33,18 @@ class Scale:
 
 @dataclass(frozen=True)
 class Row:
-    """`seeds`: the row's own seeds; None for the scale's."""
+    """A row with runs of its own, or the mean of other rows.
+
+    seeds: the row's own, or those of the rows it is the mean of; None for the scale's. group: the key of its group,
+    by default its own. mean_of: keys of the rows whose per-seed mean it is.
+    """
 
     key: str
     label: str
     seeds: tuple[int, ...] | None = None
+    group: str = ""
+    group_label: str = ""
+    mean_of: tuple[str, ...] = ()
 
     @property
     def deterministic(self) -> bool:
@@ -47,12 +54,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric ("task/metric name") or the mean of other columns, in the units the table shows."""
+    """A metric ("task/metric name"), the mean of other columns, or a drop, in the units the table shows.
+
+    A drop is the value of the column `of` in the row `below`, minus the row's own.
+    """
 
     key: str
     label: str
     metric: str | None = None
     mean_of: tuple[str, ...] = ()
+    of: str | None = None
+    below: str | None = None
     better: str | None = None
     percent: bool | None = None
     transform: str | None = None
@@ -94,9 +106,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Plot:
+    """The column `y` against the column `x`; `front`: with the Pareto front of all rows."""
+
     x: str
     y: str
     title: str = ""
+    front: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """For a search: in each group, the row with the best mean in `column` is the chosen one."""
+
+    column: str
 
 
 @dataclass(frozen=True)
@@ -113,12 +135,13 @@ class Experiment:
     claims: tuple[Claim, ...] = ()
     plots: tuple[Plot, ...] = ()
     baseline: str | None = None
+    choose: Choice | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Experiment:
         """Read the plain dict of the YAML. Raises ValueError for what does not fit together.
 
-        Scales and rows may hold further keys (overrides, ...); columns, published, claims and plots may not.
+        Scales and rows may hold further keys (overrides, ...); columns, published, claims, plots and choose may not.
         """
         for key in ("name", "scales", "rows", "columns"):
             if not config.get(key):
@@ -127,17 +150,17 @@ class Experiment:
             key: Scale(key, tuple(entry.get("seeds") or ()), entry.get("setting", "paper"), entry.get("note") or "")
             for key, entry in config["scales"].items()
         }
-        rows = {}
-        for key, entry in config["rows"].items():
-            seeds = entry.get("seeds")
-            rows[key] = Row(key, entry.get("label") or key, None if seeds is None else tuple(seeds))
+        rows = {key: _row(key, entry, config["scales"]) for key, entry in config["rows"].items()}
+        choose = config.get("choose")
+        if choose is not None and not isinstance(choose, Mapping):
+            raise ValueError(f"choose must be a mapping with the key column, got {choose!r}")
         paper = config.get("paper") or {}
         experiment = cls(
             name=config["name"],
             title=config.get("title") or config["name"],
             paper=Paper(**{item.name: str(paper.get(item.name) or "") for item in fields(Paper)}),
             scales=scales,
-            rows=rows,
+            rows={key: _with_seeds(row, rows, scales) for key, row in rows.items()},
             columns={scale: _columns(entries, f"columns.{scale}") for scale, entries in config["columns"].items()},
             published=_entries(Published, config, "published"),
             claims=tuple(
@@ -146,8 +169,11 @@ class Experiment:
             ),
             plots=_entries(Plot, config, "plots"),
             baseline=config.get("baseline"),
+            choose=None if choose is None else _entry(Choice, choose, "choose"),
         )
         experiment._check_scales()
+        experiment._check_groups()
+        experiment._check_columns()
         experiment._check_published()
         experiment._check_claims()
         experiment._check_plots()
@@ -168,6 +194,28 @@ class Experiment:
                 _check_seeds(row.seeds, f"rows.{row.key}")
         if self.baseline is not None:
             self._check_row(self.baseline, "baseline")
+
+    def group_label(self, group: str) -> str:
+        """What a group is called: its `group_label`, else the label of the row of that key, else its key."""
+        labels = [row.group_label for row in self.rows.values() if row.group == group and row.group_label]
+        if labels:
+            return labels[0]
+        return self.rows[group].label if group in self.rows else group
+
+    def _check_groups(self) -> None:
+        labels: dict[str, str] = {}
+        for row in self.rows.values():
+            if row.group_label and labels.setdefault(row.group, row.group_label) != row.group_label:
+                other = labels[row.group]
+                raise ValueError(f"rows.{row.key}.group_label must be its group's, {other!r}, got {row.group_label!r}")
+
+    def _check_columns(self) -> None:
+        for scale, columns in self.columns.items():
+            for column in columns.values():
+                if column.below is not None:
+                    self._check_row(column.below, f"columns.{scale}.{column.key}.below")
+        if self.choose is not None and self.choose.column not in self._all_columns:
+            raise ValueError(f"choose.column must be a column of some scale, got {self.choose.column!r}")
 
     def _check_published(self) -> None:
         seen: set[tuple[object, ...]] = set()
@@ -213,6 +261,8 @@ class Experiment:
             for column in (plot.x, plot.y):
                 if column not in self._all_columns:
                     raise ValueError(f"plots[{index}] must name columns of some scale, got {column!r}")
+            if not isinstance(plot.front, bool):
+                raise ValueError(f"plots[{index}].front must be true or false, got {plot.front!r}")
 
     @property
     def _all_columns(self) -> set[str]:
@@ -250,31 +300,84 @@ def _entry(kind: Callable[..., T], entry: Mapping[str, Any], where: str, **given
     return kind(**given, **entry)
 
 
+def _row(key: str, entry: Mapping[str, Any], scales: Iterable[str]) -> Row:
+    for name in ("group", "group_label"):
+        if not isinstance(entry.get(name) or "", str):
+            raise ValueError(f"rows.{key}.{name} must be a text, got {entry[name]!r}")
+    mean_of = entry.get("mean_of") or ()
+    if "mean_of" in entry and (not isinstance(mean_of, list | tuple) or not mean_of):
+        raise ValueError(f"rows.{key}.mean_of must be a list of rows, got {entry['mean_of']!r}")
+    if mean_of:
+        for name in ("seeds", "overrides", "sweep", *scales):
+            if entry.get(name):
+                raise ValueError(f"rows.{key} must have no {name}, being the mean of other rows, got {entry[name]!r}")
+    seeds = entry.get("seeds")
+    return Row(
+        key,
+        entry.get("label") or key,
+        None if seeds is None else tuple(seeds),
+        group=entry.get("group") or key,
+        group_label=entry.get("group_label") or "",
+        mean_of=tuple(mean_of),
+    )
+
+
+def _with_seeds(row: Row, rows: Mapping[str, Row], scales: Mapping[str, Scale]) -> Row:
+    """A row that is the mean of others, with their seeds."""
+    where = f"rows.{row.key}.mean_of"
+    for part in row.mean_of:
+        if part not in rows or rows[part].mean_of:
+            raise ValueError(f"{where} must name rows with runs of their own, got {part!r}")
+    if len(set(row.mean_of)) < len(row.mean_of):
+        raise ValueError(f"{where} must name each row once, got {list(row.mean_of)}")
+    seeds = [rows[part].seeds for part in row.mean_of]
+    for scale in scales.values():
+        found = list(dict.fromkeys(scale.seeds if own is None else own for own in seeds))
+        if len(found) > 1:
+            told = " and ".join(str(list(own)) for own in found[:2])
+            raise ValueError(f"{where} must join rows of the same seeds (scale {scale.key}), got {told}")
+    return replace(row, seeds=seeds[0]) if row.mean_of else row
+
+
 def _columns(entries: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Column]:
-    """The columns of one scale; a derived one takes `better` and `percent` from those it averages."""
+    """The columns of one scale; a derived one takes `better` and `percent` from those it is made of."""
     columns = {}
     for key, entry in entries.items():
         column = _entry(Column, {"label": key, **entry}, f"{where}.{key}", key=key)
         columns[key] = replace(column, mean_of=tuple(column.mean_of))
     for key, column in columns.items():
-        if bool(column.metric) == bool(column.mean_of):
+        if column.of or column.below:
+            _check_drop(columns, column, f"{where}.{key}")
+        elif bool(column.metric) == bool(column.mean_of):
             found = "both" if column.metric else "neither"
             raise ValueError(f"{where}.{key} must have one of metric and mean_of, got {found}")
         if column.metric and "/" not in column.metric:
             raise ValueError(f"{where}.{key}.metric must be 'task/metric name', got {column.metric!r}")
         if column.transform not in (None, "log"):
             raise ValueError(f"{where}.{key}.transform must be log or absent, got {column.transform!r}")
-        if column.transform and (column.percent or column.mean_of):
+        if column.transform and (column.percent or column.mean_of or column.of):
             raise ValueError(f"{where}.{key}.transform must stand without percent and mean_of, got both")
         if column.better not in (None, "higher", "lower") or (column.metric and column.better is None):
             raise ValueError(f"{where}.{key}.better must be higher or lower, got {column.better!r}")
         for part in column.mean_of:
             if part not in columns:
                 raise ValueError(f"{where}.{key}.mean_of must name columns of the same scale, got {part!r}")
+            if columns[part].of:
+                raise ValueError(f"{where}.{key}.mean_of must name no drop (a mean can have one), got {part!r}")
     resolved: dict[str, Column] = {}
     for key in columns:
         _resolve(columns, key, resolved, (), where)
     return {key: resolved[key] for key in columns}
+
+
+def _check_drop(columns: Mapping[str, Column], column: Column, where: str) -> None:
+    if not (column.of and column.below):
+        raise ValueError(f"{where} must have of and below together, got {'of' if column.of else 'below'} alone")
+    if column.metric or column.mean_of:
+        other = "metric" if column.metric else "mean_of"
+        raise ValueError(f"{where} must have of and below without metric and mean_of, got {other} too")
+    if column.of not in columns or columns[column.of].of:
+        raise ValueError(f"{where}.of must name a column of the same scale that is no drop, got {column.of!r}")
 
 
 def _resolve(
@@ -296,5 +399,13 @@ def _resolve(
         if column.percent is not None and column.percent != percent:
             raise ValueError(f"{where}.{key}.percent must be that of its columns, {percent}, got {column.percent}")
         column = replace(column, better=column.better or parts[0].better, percent=percent)
+    if column.of:
+        base = _resolve(columns, column.of, resolved, (*above, key), where)
+        if column.percent is not None and column.percent != bool(base.percent):
+            given = f"{bool(base.percent)}, got {column.percent}"
+            raise ValueError(f"{where}.{key}.percent must be that of {column.of}, {given}")
+        # What is lost of a score should be little; what is lost of a loss, much.
+        better = column.better or ("lower" if base.better == "higher" else "higher")
+        column = replace(column, better=better, percent=base.percent, transform=base.transform)
     resolved[key] = column
     return column

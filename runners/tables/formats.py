@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from runners.tables.cells import Cell, TableRow
 from runners.tables.table import Table
-from runners.tables.wording import CLAIM_MARKS, cell_text, citation, claim_detail, notes, scale_line, unit
+from runners.tables.wording import CLAIM_MARKS, cell_text, citation, claim_detail, notes, row_label, scale_line, unit
 
 # fmt: off
 CSV_COLUMNS = [
@@ -41,7 +41,7 @@ def to_markdown(table: Table, images: Sequence[tuple[str, str]] = ()) -> str:
             text = cell_text(table, row, column)
             verdict = f"*{text.verdict}*" if text.verdict else ""
             cells.append("<br>".join(part for part in (_md(text.measured), _md(text.published), verdict) if part))
-        lines.append(f"| {_md(row.label)} |" + "".join(f" {cell} |" for cell in cells))
+        lines.append(f"| {_md(row_label(row))} |" + "".join(f" {cell} |" for cell in cells))
     if table.claims:
         lines += ["", "## Claims", ""]
         for claim in table.claims:
@@ -71,7 +71,7 @@ def to_csv(table: Table) -> str:
             [
                 kind,
                 row.key,
-                row.label,
+                row_label(row),
                 cell.column,
                 column.label if column is not None else "",
                 cell.mean,
@@ -106,7 +106,7 @@ def as_rows(table: Table) -> tuple[list[str], list[list[str | float | int | None
             published = cell.published
             rows.append(
                 [
-                    row.label,
+                    row_label(row),
                     shown[cell.column],
                     cell.mean,
                     cell.half_width,
@@ -190,7 +190,7 @@ def to_latex(table: Table) -> str:
             lines.append(r"    \midrule")
         for row in rows:
             texts = [cell_text(table, row, column) for column in columns]
-            lines.append(f"    {_tex(row.label)} & " + " & ".join(_tex(text.measured) for text in texts) + r" \\")
+            lines.append(f"    {_tex(row_label(row))} & " + " & ".join(_tex(text.measured) for text in texts) + r" \\")
             if any(text.verdict for text in texts):
                 for parts in ([text.published for text in texts], [text.verdict for text in texts]):
                     if any(parts):

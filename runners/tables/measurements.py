@@ -1,8 +1,8 @@
 """What was measured, seed by seed: a column's value in every run of a row, or why there is none.
 
-Only `done` runs count. A derived column (`mean_of`) and a `transform` are computed per seed, before the mean over
-seeds. Two rows are paired by seed; a row that lists a single seed of its own is deterministic and stands against every
-seed of the other.
+Only `done` runs count. A derived column (`mean_of`, or a drop: `of` and `below`), a derived row (`mean_of`) and a
+`transform` are computed per seed, before the mean over seeds. Two rows are paired by seed; a row that lists a single
+seed of its own is deterministic and stands against every seed of the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from evals import forgetting
 from runners.tables.experiment import Column, Experiment, Row
 
 STATUSES = ("done", "stale", "missing", "failed", "running")
@@ -69,11 +70,14 @@ class Measurements:
         for run in runs:
             if run.row not in experiment.rows:
                 raise ValueError(f"run.row must be one of {', '.join(experiment.rows)}, got {run.row!r}")
+            if parts := experiment.rows[run.row].mean_of:
+                raise ValueError(f"run.row must have runs of its own, got {run.row!r}, the mean of {', '.join(parts)}")
             if run.status not in STATUSES:
                 raise ValueError(f"run.status must be one of {', '.join(STATUSES)}, got {run.status!r}")
             if (run.row, run.seed) in self.runs:
                 raise ValueError(f"runs must hold one run per row and seed, got two of {run.row} seed {run.seed}")
             self.runs[run.row, run.seed] = run
+        self._known: dict[tuple[str, str], Sample[float]] = {}
         self.samples = {
             (row.key, column): self._sample(row, column) for row in experiment.rows.values() for column in self.columns
         }
@@ -86,25 +90,69 @@ class Measurements:
 
     def pairs(self, row: Row, other: Row, column: str) -> Sample[tuple[float, float]]:
         """Both rows' values, seed by seed; a deterministic row stands against every seed of the other."""
-        row_seeds, other_seeds = self.seeds(row), self.seeds(other)
-        if row.deterministic and not other.deterministic:
-            seeds = {seed: (row_seeds[0], seed) for seed in other_seeds}
-        elif other.deterministic:
-            seeds = {seed: (seed, other_seeds[0]) for seed in row_seeds}
-        else:
-            seeds = {seed: (seed, seed) for seed in row_seeds if seed in other_seeds}
+        seeds = self._paired_seeds(row, other, column)
         pairs = Sample[tuple[float, float]](len(seeds))
         if not seeds:
             pairs.problem = f"{row.label} and {other.label} share no seed"
-        samples = self.samples[row.key, column], self.samples[other.key, column]
+        samples = self._sample(row, column), self._sample(other, column)
         for seed, own in seeds.items():
-            gaps = [gap for s, part in zip(own, samples, strict=True) for gap in part.gaps if gap.seed == s]
+            gaps = [gap for s, part in zip(own, samples, strict=True) for gap in _gaps(part, s)]
             pairs.gaps.extend(gap for gap in gaps if gap not in pairs.gaps)
             if not gaps:
                 pairs.values[seed] = (samples[0].values[own[0]], samples[1].values[own[1]])
         return pairs
 
+    def _paired_seeds(self, row: Row, other: Row, column: str) -> dict[int, tuple[int, int]]:
+        """The seeds of the pairs: of each, the seeds of its two values."""
+        row_seeds, other_seeds = self._seeds_of_values(row, column), self._seeds_of_values(other, column)
+        row_single = row.deterministic and len(row_seeds) == 1
+        other_single = other.deterministic and len(other_seeds) == 1
+        if row_single and not other_single:
+            return {seed: (row_seeds[0], seed) for seed in other_seeds}
+        if other_single:
+            return {seed: (seed, other_seeds[0]) for seed in row_seeds}
+        return {seed: (seed, seed) for seed in row_seeds if seed in other_seeds}
+
+    def _seeds_of_values(self, row: Row, column: str) -> tuple[int, ...]:
+        """The row's own seeds; of a drop, those of its pairs with the row that it is measured below."""
+        drop = self.columns[column]
+        if drop.of is None or drop.below is None:
+            return self.seeds(row)
+        return tuple(self._paired_seeds(row, self.experiment.rows[drop.below], drop.of))
+
     def _sample(self, row: Row, column: str) -> Sample[float]:
+        """The row's values in a column; found once, as others are made of it."""
+        if (row.key, column) not in self._known:
+            drop = self.columns[column]
+            if drop.of is not None and drop.below is not None:
+                sample = self._drop(row, drop.of, drop.below)
+            elif row.mean_of:
+                sample = self._mean(row, column)
+            else:
+                sample = self._measured(row, column)
+            self._known[row.key, column] = sample
+        return self._known[row.key, column]
+
+    def _drop(self, row: Row, of: str, below: str) -> Sample[float]:
+        """What a row has lost, seed by seed, against the row it is measured below."""
+        pairs = self.pairs(row, self.experiment.rows[below], of)
+        sample = Sample[float](pairs.expected, gaps=pairs.gaps, problem=pairs.problem)
+        for seed, (tuned, base) in pairs.values.items():
+            sample.values[seed] = forgetting.drop(base, tuned)
+        return sample
+
+    def _mean(self, row: Row, column: str) -> Sample[float]:
+        """The mean over the rows that a row is the mean of, where all of them have the seed."""
+        parts = [self._sample(self.experiment.rows[key], column) for key in row.mean_of]
+        sample = Sample[float](len(self.seeds(row)))
+        for seed in self.seeds(row):
+            gaps = [gap for part in parts for gap in part.gaps if gap.seed == seed]
+            sample.gaps.extend(gaps)
+            if not gaps:
+                sample.values[seed] = forgetting.mean_score([part.values[seed] for part in parts])
+        return sample
+
+    def _measured(self, row: Row, column: str) -> Sample[float]:
         sample = Sample[float](len(self.seeds(row)))
         for seed in self.seeds(row):
             run = self.run(row, seed)
@@ -127,7 +175,7 @@ def _column_value(columns: Mapping[str, Column], key: str, metrics: Mapping[str,
         numbers = [part for part in parts if not isinstance(part, str)]
         if len(numbers) < len(parts):
             return next(part for part in parts if isinstance(part, str))
-        return math.fsum(numbers) / len(numbers)
+        return forgetting.mean_score(numbers)
     task, _, name = str(column.metric).partition("/")
     value = metrics.get(task, {}).get(name)
     if value is None:
@@ -139,6 +187,13 @@ def _column_value(columns: Mapping[str, Column], key: str, metrics: Mapping[str,
     if column.transform == "log":
         return math.log(value) if value > 0 else f"its metric {column.metric} has no logarithm, being {value}"
     return float(value)
+
+
+def _gaps(sample: Sample[float], seed: int) -> list[Gap]:
+    """Why a sample has no value of a seed; of a drop this may be a run of another seed, of the row it stands below."""
+    if seed in sample.values:
+        return []
+    return [gap for gap in sample.gaps if gap.seed == seed] or sample.gaps
 
 
 def describe(gaps: Sequence[Gap]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from runners.tables.cells import TableRow
 from runners.tables.plots import Drawing
 from runners.tables.table import Table
-from runners.tables.wording import CLAIM_MARKS, NOTHING, cell_text, claim_detail, notes, unit
+from runners.tables.wording import CLAIM_MARKS, NOTHING, cell_text, claim_detail, notes, row_label, unit
 
 
 def to_html(table: Table, drawings: Sequence[Drawing] = ()) -> str:
@@ -28,7 +28,7 @@ def to_html(table: Table, drawings: Sequence[Drawing] = ()) -> str:
     columns = table.shown_columns
 
     def line(row: TableRow) -> dict[str, Any]:
-        return {"label": row.label, "cells": [cell_text(table, row, column) for column in columns]}
+        return {"label": row_label(row), "cells": [cell_text(table, row, column) for column in columns]}
 
     return environment.from_string(source).render(
         table=table,

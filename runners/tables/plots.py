@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runners.tables.experiment import Plot
+from runners.tables.selection import groups
 from runners.tables.table import Table
 from runners.tables.wording import unit
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the marker differs as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Their sizes among many points, alike to the eye.
+_SMALL = {"o": 8, "s": 8, "^": 9, "D": 7, "v": 9, "P": 9, "X": 9, "*": 12}
 # In the SVG this colour becomes the page's own text colour, so that a plot is readable on a dark page.
 _INK = "#010203"
 
@@ -72,7 +75,7 @@ def _title(table: Table, plot: Plot) -> str:
 
 
 def _scatter(table: Table, plot: Plot, title: str) -> Figure:
-    """One marker per row with its 95% intervals; hollow where the paper's point is at this scale."""
+    """One marker per group, its rows with their 95% intervals; hollow where the paper's point is at this scale."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -81,25 +84,38 @@ def _scatter(table: Table, plot: Plot, title: str) -> Figure:
     handles: list[Line2D] = []
     hollow: dict[str, Any] = {"linestyle": "none", "markersize": 11, "markerfacecolor": "none"}
     any_published = False
-    for index, row in enumerate(table.rows):
-        x, y = row.cell(plot.x), row.cell(plot.y)
-        marker, colour = _MARKERS[index % len(_MARKERS)], _COLOURS[index % len(_COLOURS)]
-        style: dict[str, Any] = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 9}
-        if x is None or y is None:
-            continue
+    grouped = groups(table.rows)
+    # Plots of a search hold many points close together.
+    crowded = plot.front or len(grouped) < len(table.rows)
+    for index, rows in enumerate(grouped):
+        style, bars = _styles(index, crowded)
+        measured: list[tuple[float, float]] = []
+        done = expected = 0
         shown = False
-        if x.mean is not None and y.mean is not None:
-            axes.errorbar([x.mean], [y.mean], xerr=x.half_width, yerr=y.half_width, capsize=4, **style)
-            shown = True
-        published = [cell.published for cell in (x, y)]
-        points = [entry.value for entry in published if entry is not None and entry.scale == table.scale]
-        if len(points) == 2:
-            axes.plot([points[0]], [points[1]], **{**style, **hollow})
-            shown = any_published = True
+        for row in rows:
+            x, y = row.cell(plot.x), row.cell(plot.y)
+            if x is None or y is None:
+                continue
+            if x.mean is not None and y.mean is not None:
+                axes.errorbar([x.mean], [y.mean], xerr=x.half_width, yerr=y.half_width, **bars)
+                measured.append((x.mean, y.mean))
+            published = [cell.published for cell in (x, y)]
+            points = [entry.value for entry in published if entry is not None and entry.scale == table.scale]
+            if len(points) == 2:
+                axes.plot([points[0]], [points[1]], **{**style, "markeredgecolor": style["color"], **hollow})
+                any_published = True
+            shown = shown or bool(measured) or len(points) == 2
+            done, expected = done + min(x.n, y.n), expected + x.expected
+        if len(measured) > 1:
+            axes.plot(*zip(*measured, strict=True), color=style["color"], linewidth=1, alpha=0.6, zorder=1)
+        if crowded and measured:  # above all the bars
+            axes.plot(*zip(*measured, strict=True), zorder=3, **style)
         if shown:
-            done = min(x.n, y.n)
-            label = row.label if done == x.expected else f"{row.label} ({done} of {x.expected} seeds)"
+            label = rows[0].group_label
+            label = label if done == expected else f"{label} ({done} of {expected} seeds)"
             handles.append(Line2D([], [], label=label, **style))
+    if plot.front:
+        handles += _draw_front(axes, table, plot)
     if any_published:
         handles.append(Line2D([], [], label="hollow: published", marker="o", color="#7F7F7F", **hollow))
     for set_label, key in ((axes.set_xlabel, plot.x), (axes.set_ylabel, plot.y)):
@@ -107,11 +123,37 @@ def _scatter(table: Table, plot: Plot, title: str) -> Figure:
         if column is not None:
             set_label(f"{column.label} ({unit(column)})", parse_math=False, fontsize=12)
     axes.set_title(title, parse_math=False, fontsize=13, pad=12, wrap=True)
-    _finish(figure, axes, handles)
+    _finish(figure, axes, handles, height=5.6 if crowded else 4.4)
     return figure
 
 
-def _finish(figure: Figure, axes: Any, handles: Sequence[Any]) -> None:
+def _styles(index: int, crowded: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the points of the group of this index are drawn, and their intervals."""
+    marker, colour = _MARKERS[index % len(_MARKERS)], _COLOURS[index % len(_COLOURS)]
+    style: dict[str, Any] = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 9}
+    if not crowded:
+        return style, {**style, "capsize": 4}
+    style |= {"markersize": _SMALL[marker], "markeredgecolor": "white", "markeredgewidth": 0.7, "alpha": 0.9}
+    return style, {"fmt": "none", "ecolor": colour, "elinewidth": 1, "capsize": 2, "alpha": 0.7}
+
+
+def _draw_front(axes: Any, table: Table, plot: Plot) -> list[Any]:
+    """The border of what the rows reach, as steps through those on the front; its entry in the legend."""
+    from matplotlib.lines import Line2D
+
+    cells = [(row.cell(plot.x), row.cell(plot.y)) for row in table.front(plot)]
+    points = sorted((x.mean, y.mean) for x, y in cells if x and y and x.mean is not None and y.mean is not None)
+    x_column = table.column(plot.x)
+    if len(points) < 2 or x_column is None:
+        return []
+    # Between two points of the front, the one with the better x is the best that has been reached.
+    where = "pre" if x_column.better == "higher" else "post"
+    style: dict[str, Any] = {"color": _INK, "linestyle": "--", "linewidth": 1}
+    axes.step(*zip(*points, strict=True), where=where, zorder=1.5, alpha=0.7, **style)
+    return [Line2D([], [], label="Pareto front", **style)]
+
+
+def _finish(figure: Figure, axes: Any, handles: Sequence[Any], height: float) -> None:
     """Margins, ink and a legend below the axes, outside them, so that it never covers a point."""
     axes.margins(0.12)
     axes.tick_params(labelsize=11, colors=_INK)
@@ -125,7 +167,7 @@ def _finish(figure: Figure, axes: Any, handles: Sequence[Any]) -> None:
         longest = max(len(str(handle.get_label())) for handle in handles)
         columns = max(1, min(len(handles), 4, 72 // (longest + 6)))
         # The legend's lines are added to the figure's height, not taken from the axes.
-        figure.set_figheight(4.4 + 0.25 * -(-len(handles) // columns))
+        figure.set_figheight(height + 0.25 * -(-len(handles) // columns))
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=11)
         for text in legend.get_texts():
             text.set_parse_math(False)

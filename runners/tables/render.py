@@ -14,7 +14,17 @@ from runners.tables.formats import to_csv, to_latex, to_markdown, values_to_csv
 from runners.tables.page import to_html
 from runners.tables.plots import draw_plots
 from runners.tables.table import Table, TableColumn
-from runners.tables.wording import CLAIM_MARKS, CellText, cell_text, citation, claim_detail, notes, scale_line, unit
+from runners.tables.wording import (
+    CLAIM_MARKS,
+    CellText,
+    cell_text,
+    citation,
+    claim_detail,
+    notes,
+    row_label,
+    scale_line,
+    unit,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +98,7 @@ def _terminal_grid(table: Table, columns: Sequence[TableColumn], width: int, asc
             texts = [cell_text(table, row, column) for column in columns]
             if not any(text.measured for text in texts):
                 continue  # a ratio published only for columns of another block
-            grid.add_row(Text(plain(row.label)), *(_terminal_cell(text, plain) for text in texts))
+            grid.add_row(Text(plain(row_label(row))), *(_terminal_cell(text, plain) for text in texts))
         grid.add_section()
     return grid
 
@@ -109,7 +119,7 @@ def _blocks(table: Table, width: int) -> list[list[TableColumn]]:
     from rich.cells import cell_len
 
     rows = (*table.rows, *table.relations)
-    labels = min(max(cell_len(row.label) for row in rows), max(width // 3, 10)) + 2
+    labels = min(max(cell_len(row_label(row)) for row in rows), max(width // 3, 10)) + 2
     blocks: list[list[TableColumn]] = []
     used = width
     for column in table.shown_columns:

@@ -29,6 +29,11 @@ class CellText:
     reason: str
 
 
+def row_label(row: TableRow) -> str:
+    """The row's label, with a mark where it is the chosen one of its group."""
+    return f"{row.label} (chosen)" if row.chosen else row.label
+
+
 def cell_text(table: Table, row: TableRow, column: TableColumn) -> CellText:
     cell = row.cell(column.key)
     if cell is None:

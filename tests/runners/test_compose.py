@@ -28,7 +28,8 @@ def changed(override: str) -> RunSpec:
     parsed = OverridesParser.create().parse_override(override)
     config = OmegaConf.create(tiny_config())
     OmegaConf.update(config, parsed.key_or_group, parsed.value(), force_add=True)
-    return RunSpec(check(config), [], {"method": "", "model": ""}, None)
+    chosen = {"method": "", "model": ""}
+    return RunSpec(check(config, chosen), [], chosen)
 
 
 @cache

@@ -1,8 +1,10 @@
 """Rows of an experiment as overrides."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from runners.errors import UserError, nearest
 from runners.expand import (
@@ -11,6 +13,7 @@ from runners.expand import (
     config_roots,
     expand,
     load_experiment,
+    parts_of,
     plugin_overrides,
     preset,
     scale_of,
@@ -128,6 +131,161 @@ def test_preset_without_a_list_of_overrides_is_refused(words: list[str], own_pre
         expand([*words, "debug=short"])
 
 
+# Sweeps and means of rows -------------------------------------------------------------------------------------
+
+SFT = "  sft: {label: SFT, overrides: [method=finetune/sft], mini: [optimizer.lr=2e-3]}\n"
+
+
+def with_rows(plugin: Path, text: str) -> Path:
+    """The made-up experiment as tried/search, with these rows in the place of `sft`; its configuration root."""
+    assert SFT in EXPERIMENT
+    changed = EXPERIMENT.replace("tried/table", "tried/search").replace(SFT, text)
+    (plugin / "conf" / "experiment" / "tried" / "search.yaml").write_text(changed)
+    return plugin / "conf"
+
+
+def rows_of(plugin: Path, text: str) -> dict[str, Any]:
+    return dict(load_experiment("tried/search", [with_rows(plugin, text)])["rows"])
+
+
+def test_a_sweep_is_read_as_one_row_per_value(plugin: Path) -> None:
+    rows = rows_of(
+        plugin, "  sft: {label: SFT, overrides: [method=finetune/sft], sweep: {optimizer.lr: [1e-4, 3e-4]}}\n"
+    )
+    assert list(rows) == ["plain", "sft-lr-1e-4", "sft-lr-3e-4", "flow"]  # in the row's place
+    assert rows["sft-lr-1e-4"] == {
+        "label": "SFT, lr 1e-4",
+        "overrides": ["method=finetune/sft", "optimizer.lr=1e-4"],
+        "group": "sft",
+        "group_label": "SFT",
+    }
+    assert rows["flow"] == {"label": "FLOW", "overrides": ["method=finetune/flow"]}
+
+
+def test_several_keys_make_the_product(plugin: Path) -> None:
+    rows = rows_of(plugin, "  sft: {sweep: {optimizer.lr: [1e-4, 3e-4], training.steps: [5, 9]}, seeds: [4]}\n")
+    assert list(rows)[1:5] == [f"sft-lr-{rate}-steps-{steps}" for rate in ("1e-4", "3e-4") for steps in (5, 9)]
+    assert rows["sft-lr-3e-4-steps-5"]["label"] == "sft, lr 3e-4, steps 5"
+    assert rows["sft-lr-3e-4-steps-5"]["overrides"] == ["optimizer.lr=3e-4", "training.steps=5"]
+    assert rows["sft-lr-3e-4-steps-5"]["seeds"] == [4]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "keys", "overrides"),
+    [
+        # As they are written: the loader reads 1e-4 as 0.0001 and 1.0e+4 as 10000.0.
+        (
+            "optimizer.lr: [1e-4, 0.0003, '5e-4']",
+            ["lr-1e-4", "lr-0.0003", "lr-5e-4"],
+            ["optimizer.lr=1e-4", None, None],
+        ),
+        ("a.b: [1.0e+4, -2]", ["b-1.0e4", "b--2"], ["a.b=1.0e+4", "a.b=-2"]),
+        ("a.b: [yes, null, x]", ["b-true", "b-null", "b-x"], ["a.b=true", "a.b=null", "a.b=x"]),
+        (
+            "method: [finetune/sft, private/mine]",
+            ["method-finetune-sft", "method-private-mine"],
+            ["method=finetune/sft", None],
+        ),
+        ("+a.b: ['[1,2]']", ["b-1-2"], ["+a.b=[1,2]"]),
+        ("method.x: [1], penalty.x: [2]", ["method.x-1-penalty.x-2"], ["method.x=1"]),
+    ],
+)
+def test_keys_of_a_sweep_are_readable_and_overrides_as_typed(
+    plugin: Path, sweep: str, keys: list[str], overrides: list[str | None]
+) -> None:
+    rows = rows_of(plugin, f"  sft: {{sweep: {{{sweep}}}}}\n")
+    found = [key for key in rows if key.startswith("sft-")]
+    assert found == [f"sft-{key}" for key in keys]
+    for key, override in zip(found, overrides, strict=True):
+        assert override is None or rows[key]["overrides"][0] == override
+    for key in found:  # as a value on the command line, unquoted
+        (parsed,) = OverridesParser.create().parse_overrides([f"row={key}"])
+        assert parsed.value() == key
+
+
+def test_a_sweep_may_come_from_an_anchor(plugin: Path) -> None:
+    text = (
+        "  sft: &own {label: SFT, sweep: {optimizer.lr: &rates [1e-4, 3e-4]}}\n"
+        "  other: {label: Other, sweep: {optimizer.lr: *rates}}\n"
+        "  third: {<<: *own, label: Third}\n"
+    )
+    rates = [(row, rate) for row in ("sft", "other", "third") for rate in ("1e-4", "3e-4")]
+    assert list(rows_of(plugin, text))[1:7] == [f"{row}-lr-{rate}" for row, rate in rates]
+
+
+def test_a_row_that_names_its_group_keeps_it(plugin: Path) -> None:
+    rows = rows_of(plugin, "  sft: {group: tuned, sweep: {optimizer.lr: [1e-4]}}\n")
+    assert rows["sft-lr-1e-4"]["group"] == "tuned" and "group_label" not in rows["sft-lr-1e-4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "  sft: {sweep: {optimizer.lr: []}}",
+            "rows.sft.sweep.optimizer.lr must be a list of at least one value, got []",
+        ),
+        (
+            "  sft: {sweep: {optimizer.lr: 1}}",
+            "rows.sft.sweep.optimizer.lr must be a list of at least one value, got 1",
+        ),
+        ("  sft: {sweep: [1]}", "rows.sft.sweep must map keys to lists of values, got [1]"),
+        ("  sft: {sweep: {5: [1]}}", "rows.sft.sweep must map keys to lists of values, got {5: [1]}"),
+        ("  sft: {sweep: }", "rows.sft.sweep must map keys to lists of values, got None"),
+        ("  sft: {sweep: {a.b: [[1]]}}", "rows.sft.sweep.a.b must hold plain values, got [[1]]"),
+        (
+            "  sft: {sweep: {mini: {a.b: [1]}}}",
+            "rows.sft.sweep.mini must be a list of at least one value, got {'a.b': [1]}",
+        ),
+        ("  sft: {sweep: {a.b: [1e-4, 0.0001]}}", "rows.sft.sweep.a.b must hold each value once, got [0.0001, 0.0001]"),
+        ("  sft: {sweep: {a.b: [x/y, x-y]}}", "rows.sft.sweep must give rows of different keys, got sft-b-x-y twice"),
+        (
+            "  sft: {sweep: {a.b: [1]}}\n  sft-b-1: {label: Other}",
+            "rows must have different keys after their sweeps, got sft-b-1 twice",
+        ),
+        (
+            "  sft: {mini: [optimizer.lr=1], sweep: {optimizer.lr: [1, 2]}}",
+            "rows.sft.sweep.optimizer.lr must not be set by mini of the row too, got ['optimizer.lr=1']",
+        ),
+        (
+            "  sft: {mean_of: [plain], sweep: {a.b: [1]}}",
+            "rows.sft.sweep must stand in a row with runs of its own, got one with mean_of",
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_be_read_is_refused_in_one_line(plugin: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        rows_of(plugin, text + "\n")
+    assert str(error.value).endswith(f"tried/search.yaml: {message}")
+
+
+def test_a_row_of_a_sweep_is_chosen_by_its_key(plugin: Path) -> None:
+    with_rows(plugin, "  sft: {overrides: [method=finetune/sft], sweep: {optimizer.lr: [1e-4, 3e-4]}}\n")
+    words = [f"plugins={plugin}", "experiment=tried/search"]
+    expanded = expand([*words, "row=sft-lr-3e-4"])
+    assert value_of(expanded, "optimizer.lr") == "3e-4" and expanded[-1] == "row=sft-lr-3e-4"
+    assert value_of(expand([*words, "row=sft-lr-3e-4", "optimizer.lr=1"]), "optimizer.lr") == "1"
+    with pytest.raises(
+        UserError, match=r"row=sft: experiment tried/search has no such row.* it has plain, sft-lr-1e-4"
+    ):
+        expand([*words, "row=sft"])
+
+
+def test_a_mean_of_rows_is_not_run(plugin: Path) -> None:
+    root = with_rows(plugin, SFT + "  both: {label: Both, mean_of: [sft, flow]}\n")
+    words = [f"plugins={plugin}", "experiment=tried/search"]
+    with pytest.raises(UserError) as error:
+        expand([*words, "row=both"])
+    assert str(error.value) == "row=both: must be a row with runs of its own; this is the mean of sft, flow"
+    experiment = load_experiment("tried/search", [root])
+    assert seeds_of(experiment, "both", "mini") == [] and parts_of(experiment, "both") == ["sft", "flow"]
+    # Without row=, the first row that can be run.
+    text = (root / "experiment" / "tried" / "search.yaml").read_text()
+    first = text.replace("rows:\n", "rows:\n  all: {mean_of: [sft, flow]}\n")
+    (root / "experiment" / "tried" / "search.yaml").write_text(first)
+    assert expand(words)[-1] == "row=plain"
+
+
 # Names -------------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +301,7 @@ def test_seeds_of_a_row_win_over_those_of_the_scale(plugin: Path) -> None:
         (["row=flwo"], "row=flwo: experiment tried/table has no such row (nearest: flow); it has plain, sft, flow"),
         (["scale=ful"], "scale=ful: experiment tried/table defines only mini, full"),
         (["experiment=tried/tabel"], "experiment=tried/tabel: no such experiment (nearest: tried/table)"),
-        (["experiment=table"], "experiment=table: no such experiment (nearest: tried/table)"),
+        (["experiment=table"], "experiment=table: no such experiment (nearest: tried/table"),
     ],
 )
 def test_unknown_names_come_with_the_nearest(words: list[str], typed: list[str], message: str) -> None:

@@ -7,7 +7,10 @@ import pytest
 from runners.errors import UserError
 from runners.expand import value_of
 from runners.plan import Plan, main_columns, numbers, plans
+from runners.sweep import check_all
 from runners.tables.experiment import Experiment
+from tests.command import EXPERIMENT, retable
+from tests.runs import write_done
 
 
 @pytest.fixture
@@ -97,6 +100,94 @@ def test_claims_and_published_entries_of_rows_not_shown_are_left_out(words: list
     assert len(whole.experiment["claims"]) == len(whole.experiment["published"]) == 1
     assert part.experiment["claims"] == part.experiment["published"] == []
     assert part.experiment["baseline"] is None
+
+
+# Sweeps of rows, means of rows, drops --------------------------------------------------------------------------
+
+SEARCH = """  sft: {label: SFT, overrides: [method=finetune/sft], sweep: {optimizer.lr: [1e-3, 2e-3]}}
+  both: {label: Both, mean_of: [sft-lr-1e-3, flow]}
+"""
+COLUMNS = "  mini: {loss: {label: Loss, metric: train/loss, better: lower}"
+DROP = ", kept: {label: Kept, of: loss, below: plain}, mean: {mean_of: [loss]}}\n"
+
+
+@pytest.fixture
+def search(plugin: Path) -> list[str]:
+    """What names an experiment with a sweep, a mean of rows, a drop, a choice and plots of them."""
+    text = EXPERIMENT.replace("tried/table", "tried/search")
+    (line,) = [line for line in text.splitlines(keepends=True) if line.startswith("  sft:")]
+    text = text.replace(line, SEARCH).replace(f"{COLUMNS}}}\n", COLUMNS + DROP)
+    text = text.replace("minus: sft,", "minus: sft-lr-1e-3,").replace("beats: sft,", "beats: both,")
+    text += "  - {text: Plain loses none, row: flow, beats: plain, column: kept, scales: [mini]}\n"
+    text += "plots: [{x: loss, y: kept, front: true}, {x: loss, y: mean}]\nchoose: {column: kept}\n"
+    (plugin / "conf" / "experiment" / "tried" / "search.yaml").write_text(text)
+    return [f"plugins={plugin}", "experiment=tried/search"]
+
+
+def test_the_rows_of_a_sweep_are_planned_and_a_mean_of_rows_is_not(search: list[str]) -> None:
+    (plan,) = plans(search)
+    seeds = [(row, seed) for row in ("sft-lr-1e-3", "sft-lr-2e-3", "flow") for seed in (1, 2)]
+    assert cells(plan) == [("plain", 0), *seeds]
+    assert {value_of(cell.overrides, "optimizer.lr") for cell in plan.cells if cell.row == "sft-lr-2e-3"} == {"2e-3"}
+    built = Experiment.from_config(plan.experiment)
+    assert list(built.rows) == ["plain", "sft-lr-1e-3", "sft-lr-2e-3", "both", "flow"]
+    assert built.rows["both"].mean_of == ("sft-lr-1e-3", "flow")
+    assert len(built.claims) == 2 and len(built.published) == 1 and built.choose is not None
+    (plan,) = plans([*search, "seed=7"])
+    assert cells(plan) == [("plain", 0), ("sft-lr-1e-3", 7), ("sft-lr-2e-3", 7), ("flow", 7)]
+
+
+def test_what_is_made_of_rows_not_shown_is_left_out(search: list[str]) -> None:
+    (plan,) = plans([*search, "row=sft-lr-1e-3,sft-lr-2e-3"])
+    assert cells(plan) == [(row, seed) for row in ("sft-lr-1e-3", "sft-lr-2e-3") for seed in (1, 2)]
+    built = Experiment.from_config(plan.experiment)
+    assert list(built.rows) == ["sft-lr-1e-3", "sft-lr-2e-3"]
+    assert list(built.columns["mini"]) == ["loss", "mean"] and [plot.y for plot in built.plots] == ["mean"]
+    assert built.claims == () and built.choose is None
+    (whole,) = plans(search)  # what was read of the YAML is as it was
+    assert list(whole.experiment["columns"]["mini"]) == ["loss", "kept", "mean"]
+    assert len(whole.experiment["plots"]) == 2 and whole.experiment["choose"]
+    with pytest.raises(UserError, match="row=both: must be a row with runs of its own"):
+        plans([*search, "row=flow,both"])
+
+
+def test_a_sweep_typed_in_makes_means_of_its_own(search: list[str]) -> None:
+    (plan,) = plans([*search, "training.steps=1,2"])
+    built = Experiment.from_config(plan.experiment)
+    assert built.rows["both training.steps=2"].mean_of == ("sft-lr-1e-3 training.steps=2", "flow training.steps=2")
+    assert built.rows["both training.steps=2"].label == "Both (training.steps=2)"
+    assert not any(cell.row.startswith("both") for cell in plan.cells)
+
+
+def test_in_a_search_the_values_typed_in_are_one_group(search: list[str], words: list[str]) -> None:
+    (plan,) = plans([*search, "training.steps=1,2"])
+    rows = plan.experiment["rows"]
+    assert [rows[f"flow training.steps={steps}"]["group"] for steps in (1, 2)] == ["flow", "flow"]
+    assert rows["flow training.steps=1"]["group_label"] == "FLOW"
+    assert rows["sft-lr-1e-3 training.steps=1"]["group"] == "sft"
+    (plan,) = plans([*words, "training.steps=1,2"])  # without `choose`, they are rows of their own
+    assert "group" not in plan.experiment["rows"]["flow training.steps=1"]
+
+
+def test_a_search_runs_and_is_tabled(composer: Path, search: list[str]) -> None:
+    ((plan, specs),) = check_all(search)
+    assert len({spec.folder for spec in specs}) == len(specs) == 7
+    by_row = {"plain": 4.0, "sft-lr-1e-3": 2.0, "sft-lr-2e-3": 1.5, "flow": 3.0}
+    for cell, spec in zip(plan.cells, specs, strict=True):
+        assert spec.row == cell.row
+        write_done(spec, loss=by_row[cell.row])
+    ended = retable(*search, "tracker=none", "job=table")
+    assert ended.code == 0, ended.err
+    assert "SFT, lr 2e-3 (chosen)" in ended.out and "SFT, lr 1e-3 (chosen)" not in ended.out
+    assert "2.500 ± 0.000 (2)" in ended.out  # the mean of 2 and 3, and 4 minus 1.5
+    assert "On the Pareto front of Kept against Loss: SFT, lr 2e-3." in " ".join(ended.out.split())
+    listed = retable("-m", *search, "job=plan")
+    assert "sft-lr-2e-3" in listed.out and "both" not in listed.out
+    refused = retable(*search, "row=both")
+    assert (refused.code, refused.error) == (
+        1,
+        "row=both: must be a row with runs of its own; this is the mean of sft-lr-1e-3, flow",
+    )
 
 
 def test_without_an_experiment_the_cross_product_is_the_table() -> None:

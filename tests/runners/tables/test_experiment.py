@@ -12,6 +12,13 @@ def column(**entry):
     return config(columns={**CONFIG["columns"], "mini": {**CONFIG["columns"]["mini"], "c": entry}})
 
 
+def row(**entry):
+    return config(rows={**CONFIG["rows"], "r": entry})
+
+
+DROP = {"of": "general", "below": "base"}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -69,6 +76,52 @@ def column(**entry):
         (column(mean_of=["c"]), "columns.mini.c.mean_of must not lead back to itself, got c -> c"),
         (column(mean_of=["general", "nll"]), "mean_of must join columns of one better, got higher and lower"),
         (column(mean_of=["general"], percent=False), "percent must be that of its columns, True, got False"),
+        (column(of="general"), "columns.mini.c must have of and below together, got of alone"),
+        (column(below="base"), "columns.mini.c must have of and below together, got below alone"),
+        (column(**DROP, metric="a/b"), "columns.mini.c must have of and below without .*, got metric too"),
+        (column(**DROP, mean_of=["general"]), "columns.mini.c must have of and below .* got mean_of too"),
+        (column(of="mmlu", below="base"), "columns.mini.c.of must name a column of the same scale .* got 'mmlu'"),
+        (column(of="c", below="base"), "columns.mini.c.of must name a column .* that is no drop, got 'c'"),
+        (
+            column(of="general", below="dpo"),
+            "columns.mini.c.below must name one of the rows base, sft, flow, got 'dpo'",
+        ),
+        (column(**DROP, percent=False), "columns.mini.c.percent must be that of general, True, got False"),
+        (column(**DROP, transform="log"), "columns.mini.c.transform must stand without percent and mean_of"),
+        (column(**DROP, better="up"), "columns.mini.c.better must be higher or lower, got 'up'"),
+        (
+            config(
+                columns={**CONFIG["columns"], "mini": {**CONFIG["columns"]["mini"], "d": DROP, "c": {"mean_of": ["d"]}}}
+            ),
+            "columns.mini.c.mean_of must name no drop .* got 'd'",
+        ),
+        (row(mean_of=[]), r"rows.r.mean_of must be a list of rows, got \[\]"),
+        (row(mean_of="sft"), "rows.r.mean_of must be a list of rows, got 'sft'"),
+        (row(mean_of=["dpo"]), "rows.r.mean_of must name rows with runs of their own, got 'dpo'"),
+        (row(mean_of=["r"]), "rows.r.mean_of must name rows with runs of their own, got 'r'"),
+        (row(mean_of=["sft", "sft"]), "rows.r.mean_of must name each row once"),
+        (
+            row(mean_of=["base", "sft"]),
+            r"rows.r.mean_of must join rows of the same seeds \(scale mini\), got \[0\] and \[1, 2, 3\]",
+        ),
+        (row(mean_of=["sft"], seeds=[1]), r"rows.r must have no seeds, being the mean of other rows, got \[1\]"),
+        (row(mean_of=["sft"], overrides=["a=1"]), "rows.r must have no overrides, being the mean"),
+        (row(mean_of=["sft"], mini=["a=1"]), "rows.r must have no mini, being the mean"),
+        (row(group=3), "rows.r.group must be a text, got 3"),
+        (
+            config(
+                rows={
+                    **CONFIG["rows"],
+                    "a": {"group": "g", "group_label": "A"},
+                    "b": {"group": "g", "group_label": "B"},
+                }
+            ),
+            "rows.b.group_label must be its group's, 'A', got 'B'",
+        ),
+        (config(choose="average"), "choose must be a mapping with the key column, got 'average'"),
+        (config(choose={"colum": "average"}), "choose must have no keys but column, got 'colum'"),
+        (config(choose={"column": "mmlu"}), "choose.column must be a column of some scale, got 'mmlu'"),
+        (config(plots=[{"x": "nll", "y": "general", "front": "yes"}]), r"plots\[0\].front must be true or false"),
     ],
 )
 def test_a_table_that_does_not_fit_together_is_refused_in_one_line(given, message):

@@ -1,0 +1,1 @@
+"""New weights out of the weights of finished runs, without training."""

@@ -1,0 +1,1 @@
+"""What holds the weights, or the predictions, near those that training started from: `penalty=`."""
