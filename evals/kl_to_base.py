@@ -56,7 +56,12 @@ def chain_rule(token_kls_K: Floats, sequence_K: NDArray[np.int64], sequences: in
     if token_kls_K.shape != sequence_K.shape:
         raise ValueError(f"sequence_K must have the shape of token_kls_K, {token_kls_K.shape}, got {sequence_K.shape}")
     summed_S = np.bincount(sequence_K, weights=token_kls_K, minlength=sequences).astype(np.float64)
-    return _divergence(summed_S, np.bincount(sequence_K, minlength=sequences))
+    return chain_rule_of_sums(summed_S, np.bincount(sequence_K, minlength=sequences))
+
+
+def chain_rule_of_sums(sequence_kls_S: Floats, tokens_S: NDArray[np.int64]) -> Divergence:
+    """As `chain_rule`, from the sums over each sequence's tokens; tokens_S: how many it has."""
+    return _divergence(np.asarray(sequence_kls_S, float), tokens_S)
 
 
 def _divergence(values_S: Floats, tokens_S: NDArray[np.int64]) -> Divergence:

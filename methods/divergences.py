@@ -40,9 +40,7 @@ def generalized_jsd(teacher_logps: Tensor, student_logps: Tensor, alpha: float) 
         return kl(teacher_logps, student_logps)
     if alpha == 1:
         return kl(student_logps, teacher_logps)
-    # Where both are 0 the gradient of logaddexp would be that of -inf + inf.
-    lowest = torch.finfo(student_logps.dtype).min
-    mixture = torch.logaddexp(
-        student_logps.clamp_min(lowest) + math.log1p(-alpha), teacher_logps.clamp_min(lowest) + math.log(alpha)
-    )
+    # Where both are 0, the gradient of logaddexp would be that of -inf + inf.
+    teacher_floor = teacher_logps.clamp_min(torch.finfo(teacher_logps.dtype).min)
+    mixture = torch.logaddexp(student_logps + math.log1p(-alpha), teacher_floor + math.log(alpha))
     return (1 - alpha) * kl(student_logps, mixture) + alpha * kl(teacher_logps, mixture)

@@ -45,6 +45,12 @@ class Examples:
         """The tokens of one sequence."""
         return self.tokens[self.starts[index] : self.starts[index + 1]]
 
+    def within(self, length: int, *, cut: bool) -> "Examples":
+        """Those of at most `length` tokens; with `cut` the others too, as far as they go."""
+        fitting = self.lengths <= length
+        kept = range(len(self)) if cut else np.flatnonzero(fitting).tolist()
+        return Examples.of([self.sequence(i)[:length] for i in kept], [int(self.targets[i]) for i in kept])
+
     def prompt(self, index: int) -> NDArray[np.int32]:
         """What stands before the first token that carries loss."""
         return self.sequence(index)[: self.targets[index]]

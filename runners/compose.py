@@ -38,7 +38,7 @@ _WHERE = {
 # Root keys that a parent takes over from its child.
 _INHERITED = (
     *("outputs", "runs_from", "plugins", "hydra.searchpath", "tracker", "rerun", "busy", "debug"),
-    *("processes", "gpus", "nodes"),
+    *("processes", "gpus", "nodes", "evaluation.confirm_run_unsafe_code"),
 )
 _IDENTITY_GROUPS = ("model", "dataset", "method", *PARTS, "optimizer", "training", "evaluation", "engine")
 

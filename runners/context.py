@@ -99,9 +99,16 @@ class RunContext:
 
     def _batches_of(self, examples: Examples, ratio: float = 1.0) -> Batches:
         assert isinstance(self.tokenizer.pad_token_id, int)
-        longest = int(examples.lengths.max())
+        longest, too_long = int(examples.lengths.max()), self.config["training"]["too_long"]
         if longest > self._longest:
-            raise UserError(f"training.max_length={self._longest}: a sequence of the mix has {longest} tokens")
+            if too_long == "error":
+                raise UserError(
+                    f"training.max_length={self._longest}: a sequence of the mix has {longest} tokens; raise it, "
+                    "or set training.too_long to truncate or drop"
+                )
+            examples = examples.within(self._longest, cut=too_long == "truncate")
+        if not len(examples) or not examples.target_tokens:
+            raise UserError(f"training.max_length={self._longest}: nothing is left of the mix to train on")
         return make_batches(
             examples,
             self.config["training"],

@@ -24,6 +24,8 @@ def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         UserError: the set cannot be loaded, is empty, or lacks a column of the template.
     """
     rows = _SOURCES[settings["source"]](settings)
+    if settings["where"]:
+        rows = _only(rows, settings)
     if settings["limit"] is not None:
         rows = (
             rows[: settings["limit"]]
@@ -41,6 +43,23 @@ def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
                     f"{nearest(column, columns)}; it has {', '.join(columns)}"
                 )
     return rows
+
+
+def _only(rows: Any, settings: Mapping[str, Any]) -> Any:
+    """The rows that have every value `dataset.where` asks for."""
+    wanted = settings["where"]
+    columns = list(rows[0]) if len(rows) else []
+    for column in wanted:
+        if columns and column not in columns:
+            raise UserError(
+                f"dataset.where={wanted}: the data set has no column {column!r}{nearest(column, columns)}; "
+                f"it has {', '.join(columns)}"
+            )
+
+    def fits(row: Mapping[str, Any]) -> bool:
+        return all(row[column] == value for column, value in wanted.items())
+
+    return [row for row in rows if fits(row)] if isinstance(rows, list) else rows.filter(fits)
 
 
 def _mini_world(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -95,7 +114,7 @@ def _columns_of(key: str, template: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"dataset.{key}={template!r}: {error} (a literal brace is written twice)") from error
     for name in fields:
-        if not name.isidentifier():
+        if not name or any(sign in name for sign in ".["):  # which `str.format` would follow into the value
             raise UserError(
                 f"dataset.{key}={template!r}: {{{name}}} must be a column's name (a literal brace is written twice)"
             )

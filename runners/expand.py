@@ -109,7 +109,7 @@ def expand(overrides: list[str]) -> list[str]:
         *own.get("overrides", []),
         *own.get(scale, []),
         f"seed={seeds[0]}",
-        *preset(overrides),
+        *_preset_of(overrides, own, scale),
         *without(overrides, "row"),
         f"row={row}",
     ]
@@ -137,6 +137,13 @@ def seeds_of(experiment: dict[str, Any], row: str, scale: str) -> list[int]:
 def parts_of(experiment: dict[str, Any], row: str) -> list[str]:
     """The rows that a row is the mean of (`mean_of`); none for a row with runs of its own."""
     return list(experiment["rows"][row].get("mean_of") or [])
+
+
+def _preset_of(overrides: list[str], row: dict[str, Any], scale: str) -> list[str]:
+    """The preset's overrides for a row of an experiment: a merger's model is that of its runs, small ones themselves."""
+    method = value_of([*row.get("overrides", []), *row.get(scale, []), *overrides], "method") or ""
+    words = preset(overrides)
+    return [word for word in words if not word.startswith("model.")] if method.startswith("merging/") else words
 
 
 def preset(overrides: list[str]) -> list[str]:

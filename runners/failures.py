@@ -1,4 +1,4 @@
-"""What the machine ran out of, said in one line with what to change.
+"""What the machine ran out of, or a method could not use, said in one line with what to change.
 
 A full disk or too little memory reaches us in many forms: as an error of the system, of PyTorch's file writer, of
 safetensors, of CUDA. Nothing finished is lost by any of them; the same command continues when there is room.
@@ -6,17 +6,20 @@ safetensors, of CUDA. Nothing finished is lost by any of them; the same command 
 
 import errno
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from runners.errors import UserError
 
+# A method says what is wrong with its data or settings as `key...: rule`; anything else is a mistake of ours.
+_OF_A_SETTING = re.compile(r"(method|adapter|penalty|mix|model|dataset|training|optimizer|evaluation)[.=][\w.]+")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException, config: Mapping[str, Any], folder: Path) -> UserError | None:
-    """One line for what the machine refused; None for any other error.
+    """One line for what the machine or a method refused; None for any other error.
 
     Args:
         error: what was raised.
@@ -24,6 +27,8 @@ def explain(error: BaseException, config: Mapping[str, Any], folder: Path) -> Us
         folder: the run's.
     """
     text = str(error)
+    if type(error) is ValueError and _OF_A_SETTING.match(text):
+        return UserError(text)
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         return UserError(f"the GPU is out of memory; {_less_memory(config)}")
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:

@@ -16,8 +16,9 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ class Status:
 
 def status(spec: RunSpec) -> Status:
     """What is known of a run from its folder alone, or from its folder below one of `runs_from`."""
-    folders = [spec.folder, *(spec.folder_below(root) for root in spec.config["runs_from"])]
-    results = [(folder, result) for folder in folders if (result := read_result(folder)) is not None]
+    results = [(folder, result) for folder in _places(spec) if (result := read_result(folder)) is not None]
     for folder, result in results:
         if result.get("source") == spec.source:
             return Status("done", folder, result)
+    for folder, result in _elsewhere(spec):
+        return Status("done", folder, result)
     if results:
         return Status("stale", *results[0], "the source of its method, evaluation or engine has changed")
     who = lock.holder(spec.folder)
@@ -63,6 +65,38 @@ def status(spec: RunSpec) -> Status:
         return Status("failed", spec.folder, None, json.loads(failure.read_text())["error"])
     begun = (spec.folder / "environment.json").is_file()
     return Status("missing", spec.folder, None, "it was interrupted" if begun else "it has not run")
+
+
+def _places(spec: RunSpec) -> list[Path]:
+    """Where a run lies by its name: its folder, and those below `runs_from`."""
+    return [spec.folder, *(spec.folder_below(root) for root in spec.config["runs_from"])]
+
+
+def _elsewhere(spec: RunSpec) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The same run, done for another experiment: what decides it and its source are the same, its name is not."""
+    ending = f"-{spec.identity[:8]}"
+    for root in (spec.config["outputs"], *spec.config["runs_from"]):
+        for folder in _experiments(Path(root).expanduser()):
+            for name in _names(folder, folder.stat().st_mtime_ns):
+                if not name.endswith(ending) or folder / name == spec.folder:
+                    continue
+                result = read_result(folder / name)
+                if result and (result.get("identity"), result.get("source")) == (spec.identity, spec.source):
+                    yield folder / name, result
+
+
+def _experiments(root: Path) -> list[Path]:
+    """The folders below one like `outputs` that hold runs; an experiment's name has one part or two."""
+    if not root.is_dir():
+        return []
+    tops = [root / name for name in _names(root, root.stat().st_mtime_ns)]
+    return [*tops, *(top / name for top in tops for name in _names(top, top.stat().st_mtime_ns))]
+
+
+@lru_cache(maxsize=4096)
+def _names(folder: Path, _modified: int) -> tuple[str, ...]:
+    """The folders in a folder that are no hidden ones, read again when it has changed."""
+    return tuple(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -90,8 +124,8 @@ def weights(spec: RunSpec) -> tuple[Path, str | None]:
     A run may be done here and in one of `runs_from`, and only one of them may hold its weights.
     """
     problems = []
-    for folder in [spec.folder, *(spec.folder_below(root) for root in spec.config["runs_from"])]:
-        result = read_result(folder)
+    found = [(folder, read_result(folder)) for folder in _places(spec)]
+    for folder, result in [*found, *_elsewhere(spec)]:
         if result is None or result.get("source") != spec.source:
             continue
         if not (folder / "model").is_dir():

@@ -30,6 +30,7 @@ from runners.context import RunContext
 from runners.data import load_rows
 from runners.engine import close_frozen, device, frozen_engine
 from runners.errors import UserError
+from runners.kl_to_base import with_kl_to_base
 from runners.models import load_model
 from runners.record import Recorder
 from runners.tracker import NullTracker, Tracker, open_tracker
@@ -121,6 +122,10 @@ def _ensure_parent(spec: RunSpec, parent: RunSpec) -> None:
         # What another child has made of it meanwhile is not made again, whatever `rerun` says.
         run(dataclasses.replace(parent, config={**parent.config, "rerun": "stale"}))
     _, problem = processes.first_decides(lambda: record.weights(parent))
+    if problem is not None and known.state == "done" and known.folder != parent.folder:
+        log.info("%s: %s; it is run again", parent.name, problem)
+        run(dataclasses.replace(parent, config={**parent.config, "rerun": "all", "keep": "last"}))
+        _, problem = processes.first_decides(lambda: record.weights(parent))
     if problem is not None:
         raise UserError(f"model.from_run: {problem}; run the parent again with rerun=all keep=last")
 
@@ -238,7 +243,7 @@ def _open_tracker(spec: RunSpec) -> Tracker:
 def _evaluate(spec: RunSpec, context: RunContext, world: int) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]
-    if not settings["tasks"]:
+    if not settings["tasks"] and not settings["kl_to_base"]:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
     dtype = "bfloat16" if engine["precision"] != "fp32" else spec.config["model"]["dtype"]
@@ -251,8 +256,21 @@ def _evaluate(spec: RunSpec, context: RunContext, world: int) -> Evaluation:
     sharded = engine["zero_stage"] == 3 and world > 1
     placed: Any = frozen_engine(model, engine) if sharded else model.to(device()).eval()
     try:
+        measured = _lm_eval(spec, context, placed.module if sharded else placed, sharded)
+        if settings["kl_to_base"]:
+            measured = with_kl_to_base(measured, spec, context.tokenizer, placed, dtype, context.tell)
+        return measured
+    finally:
+        close_frozen(placed)
+
+
+def _lm_eval(spec: RunSpec, context: RunContext, model: Any, sharded: bool) -> Evaluation:
+    settings = spec.config["evaluation"]
+    if not settings["tasks"]:
+        return Evaluation()
+    try:
         return evaluate(
-            placed.module if sharded else placed,
+            model,
             context.tokenizer,
             [TaskRequest(**task) for task in settings["tasks"]],
             batch_size=settings["batch_size"],
@@ -273,8 +291,6 @@ def _evaluate(spec: RunSpec, context: RunContext, world: int) -> Evaluation:
         raise processes.stop("in its evaluation") from None
     except ValueError as error:
         raise UserError(f"evaluation: {error}") from error
-    finally:
-        close_frozen(placed)
 
 
 @contextlib.contextmanager

@@ -67,6 +67,7 @@ class Dataset:
     completion: str = "{answer}"
     loss_on: Literal["completion", "all"] = "completion"
     add_eos: bool = True  # end the completion with EOS, which carries loss
+    where: dict[str, str | int | float | bool] | None = None  # only rows with these values in these columns
     limit: PositiveInt | None = None  # take the first so many examples
 
     def __post_init__(self) -> None:
@@ -119,10 +120,22 @@ def _by_name(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class KlToBase:
+    """KL(base || tuned) on what the base model writes after BOS alone."""
+
+    samples: Annotated[int, Field(ge=2)]
+    max_length: Annotated[int, Field(ge=2)]  # tokens of a sample, BOS included
+    batch_size: PositiveInt = 64  # of the generation
+    seed: NonNegativeInt = 0
+    start_token: str | None = None  # what to begin with where the tokenizer has no BOS
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Evaluation:
     """`evaluation:` — which lm-eval tasks measure the run's final model."""
 
     tasks: list[Annotated[Task, BeforeValidator(_by_name)]] = field(default_factory=list)  # or bare names
+    kl_to_base: KlToBase | None = None
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # items per task, where the task states none
     max_length: PositiveInt | None = None  # of the context; null: the model's

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from evals import task_index
 from runners.compose import run_spec
-from runners.expand import choices, config_roots, groups, load_experiment, preset, seeds_of, value_of
+from runners.expand import choices, config_roots, groups, load_experiment, parts_of, preset, seeds_of, value_of
 from runners.plan import plans
 from runners.schema import GROUPS, PARTS, TARGETS, Root
 from runners.signatures import config_class, read
@@ -32,6 +32,10 @@ NEEDED = {
     ("model", "hf"): ["model.id=owner/name"],
     ("dataset", "file"): ["dataset.path=data.jsonl"],
     ("dataset", "hub"): ["dataset.path=openai/gsm8k"],
+    ("method", "merging/model_soup"): [
+        "model.from_run=null",
+        "model.from_runs=[['experiment=mini/pretraining','seed=1'],['experiment=mini/pretraining','seed=2']]",
+    ],
 }
 
 
@@ -72,7 +76,8 @@ def test_every_group_is_known_to_the_schema() -> None:
     assert groups(ROOTS) == {*GROUPS, *TARGETS, *PARTS, "experiment", "debug"} - {"training"}
 
 
-CHOSEN = {group: choices(group, ROOTS) for group in (*GROUPS, *TARGETS, *PARTS) if group != "training"}
+CHOSEN = {group: choices(group, ROOTS) for group in (*GROUPS, *TARGETS) if group != "training"}
+CHOSEN_PARTS = [(group, name) for group in PARTS for name in choices(group, ROOTS)]
 
 
 @pytest.mark.parametrize("number", range(max(map(len, CHOSEN.values()))))
@@ -81,10 +86,17 @@ def test_every_choice_composes_and_passes_the_check(number: int) -> None:
     chosen = {group: names[number % len(names)] for group, names in CHOSEN.items()}
     if chosen["scale"] == "full":  # only an experiment has one; those are tested below
         chosen["scale"] = "mini"
+    if chosen["method"].startswith("merging/"):  # what it takes are runs
+        chosen["model"] = "mini"
     words = [f"{group}={name}" for group, name in chosen.items()]
     needed = [word for choice in chosen.items() for word in NEEDED.get(choice, [])]
     spec = run_spec([*words, *needed, "evaluation.confirm_run_unsafe_code=true"])
     assert {group: spec.choices[group] for group in chosen} == chosen
+
+
+@pytest.mark.parametrize(("group", "name"), CHOSEN_PARTS)
+def test_every_part_composes_and_passes_the_check(group: str, name: str) -> None:
+    assert run_spec([f"{group}={name}"]).choices[group] == name
 
 
 @pytest.mark.parametrize("group", ["model", "dataset", "evaluation"])
@@ -134,7 +146,8 @@ def test_every_word_of_a_preset_has_its_effect(name: str) -> None:
 
 # Targets -----------------------------------------------------------------------------------------------------
 
-METHODS = choices("method", ROOTS)
+OURS = [("method", name) for name in choices("method", ROOTS)]
+OURS += [(group, name) for group, name in CHOSEN_PARTS if name != "none"]
 
 
 def target_of(group: str, name: str) -> tuple[str, dict[str, Any]]:
@@ -142,31 +155,37 @@ def target_of(group: str, name: str) -> tuple[str, dict[str, Any]]:
     return values.pop("_target_"), values
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_yaml_of_a_method_has_the_keys_and_defaults_of_its_dataclass(name: str) -> None:
-    path, values = target_of("method", name)
+@pytest.mark.parametrize(("group", "name"), OURS)
+def test_yaml_has_the_keys_and_defaults_of_its_dataclass(group: str, name: str) -> None:
+    """A default that the dataclass does not have is the YAML's own, such as a number that is our guess."""
+    path, values = target_of(group, name)
     config = read(path).config
     assert config is not None, f"{path} must annotate `config` with its dataclass"
-    assert values == defaults(config)
+    expected = defaults(config)
+    assert values.keys() == expected.keys()
+    assert {key: value for key, value in values.items() if expected[key] != "???"} == {
+        key: value for key, value in expected.items() if value != "???"
+    }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_dataclass_that_is_read_is_the_running_one(name: str) -> None:
-    path, _ = target_of("method", name)
+@pytest.mark.parametrize(("group", "name"), OURS)
+def test_dataclass_that_is_read_is_the_running_one(group: str, name: str) -> None:
+    path, _ = target_of(group, name)
     module, _, class_name = path.rpartition(".")
     class_ = getattr(importlib.import_module(module), class_name)
     target, running = read(path), config_class(class_)
     assert target.config is not None
     assert get_type_hints(target.config, include_extras=True) == get_type_hints(running, include_extras=True)
     assert defaults(target.config) == defaults(running)
-    for attribute in ("kinds", "trained", "frozen", "couples"):
+    for attribute in ("kinds", "trained", "frozen", "couples", "merges", "excludes"):
         assert target.attributes.get(attribute) == getattr(class_, attribute, None)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_method_lies_where_its_name_says(name: str) -> None:
-    path, _ = target_of("method", name)
-    assert path.rpartition(".")[0] == f"methods.{name.replace('/', '.')}"
+@pytest.mark.parametrize(("group", "name"), OURS)
+def test_it_lies_where_its_name_says(group: str, name: str) -> None:
+    path, _ = target_of(group, name)
+    folder = "methods" if group == "method" else f"methods.{group}"
+    assert path.rpartition(".")[0] == f"{folder}.{name.replace('/', '.')}"
     assert read(path).doc
 
 
@@ -181,7 +200,7 @@ def test_table_of_an_experiment_fits_together(name: str) -> None:
     assert experiment["name"] == name and experiment.get("title")
     built = Experiment.from_config(experiment)
     assert set(built.columns) == set(built.scales) and set(built.scales) <= {"mini", "full"}
-    allowed = {"label", "seeds", "overrides", *built.scales}
+    allowed = {"label", "seeds", "overrides", "group", "group_label", "mean_of", *built.scales}
     for row, definition in experiment["rows"].items():
         assert set(definition) <= allowed, f"{row}: {sorted(set(definition) - allowed)}"
 
@@ -191,7 +210,10 @@ def test_experiment_means_its_rows_times_its_seeds(name: str, scale: str) -> Non
     experiment = load_experiment(name, ROOTS)
     (plan,) = plans([f"experiment={name}", f"scale={scale}"])
     assert [(cell.row, cell.seed) for cell in plan.cells] == [
-        (row, seed) for row in experiment["rows"] for seed in seeds_of(experiment, row, scale)
+        (row, seed)
+        for row in experiment["rows"]
+        if not parts_of(experiment, row)
+        for seed in seeds_of(experiment, row, scale)
     ]
     assert plan.variant == "" and plan.scale == scale
 

@@ -16,7 +16,7 @@ from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
 from runners.compose import RunSpec, run_spec
-from runners.expand import choices, config_roots, expand, load_experiment, seeds_of, value_of
+from runners.expand import choices, config_roots, expand, load_experiment, parts_of, seeds_of, value_of
 from runners.sweep import check_all
 from tests.command import TINY, retable, write_plugin
 
@@ -25,7 +25,8 @@ METHODS = choices("method", ROOTS)
 EXPERIMENTS = {name: load_experiment(name, ROOTS) for name in choices("experiment", ROOTS)}
 TABLES = [(name, scale) for name, experiment in EXPERIMENTS.items() for scale in experiment["scales"]]
 MINI = [name for name, scale in TABLES if scale == "mini"]
-FULL_ROWS = [(name, row) for name, scale in TABLES if scale == "full" for row in EXPERIMENTS[name]["rows"]]
+ROWS = {name: [row for row in found["rows"] if not parts_of(found, row)] for name, found in EXPERIMENTS.items()}
+FULL_ROWS = [(name, row) for name, scale in TABLES if scale == "full" for row in ROWS[name]]
 
 ALLOWED = "evaluation.confirm_run_unsafe_code=true"
 
@@ -81,7 +82,7 @@ def test_every_cell_composes_and_passes_the_check(composer: None, name: str, sca
     experiment = EXPERIMENTS[name]
     ((plan, specs),) = check_all([f"experiment={name}", f"scale={scale}", ALLOWED])
     assert [(spec.row, spec.seed) for spec in specs] == [
-        (row, seed) for row in experiment["rows"] for seed in seeds_of(experiment, row, scale)
+        (row, seed) for row in ROWS[name] for seed in seeds_of(experiment, row, scale)
     ]
     assert plan.scale == scale and {(spec.experiment, spec.scale) for spec in specs} == {(name, scale)}
     assert len({spec.folder for spec in specs}) == len(specs)
@@ -118,7 +119,7 @@ def test_a_parent_is_a_debug_run_whatever_its_own_words_say(composer: None) -> N
 def words_for(method: str) -> list[str]:
     """The first row of a mini experiment that uses a method, or else the default run with it."""
     for name in MINI:
-        for row in EXPERIMENTS[name]["rows"]:
+        for row in ROWS[name]:
             words = [f"experiment={name}", "scale=mini", f"row={row}"]
             if value_of(expand(words), "method") == method:
                 return words
@@ -161,30 +162,38 @@ def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
         if field
     }
     rows = [{column: f"{column} {number} " * (1 + 40 * (number % 4)) for column in columns} for number in range(16)]
+    rows = [{**row, **(dataset["where"] or {})} for row in rows]
     folder = root / dataset["path"].rpartition("/")[2]
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{dataset['split']}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def without_place(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a part without where its data lies."""
+    return {**settings, "dataset": {**(settings.get("dataset") or {}), "data_root": None}}
 
 
 @pytest.mark.parametrize(("name", "row"), FULL_ROWS)
 def test_every_full_scale_row_runs_with_a_small_random_model(
-    outputs: Path, tmp_path: Path, name: str, row: str
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, row: str
 ) -> None:
     words = [f"experiment={name}", "scale=full", f"row={row}", ALLOWED]
     full = composed(*words)
-    dataset = full.config["dataset"]
     local = []
-    if dataset["source"] == "hub":
-        write_local_copy(dataset, tmp_path / "data")
-        local = [f"dataset.data_root={tmp_path / 'data'}"]
+    for group, dataset in (("dataset", full.config["dataset"]), ("mix.dataset", full.config["mix"].get("dataset"))):
+        if dataset and dataset["source"] == "hub":
+            write_local_copy(dataset, tmp_path / "data")
+            local.append(f"{'+' if group != 'dataset' else ''}{group}.data_root={tmp_path / 'data'}")
+    if full.parents:  # the runs it takes up must find the data too
+        monkeypatch.setenv("RETABLE_DATA", str(tmp_path / "data"))
     spec, result = ran(*words, *local, "evaluation=mini_world_validation", "debug=random", f"outputs={outputs}")
 
     for group in ("method", "optimizer", "engine", "adapter", "penalty", "mix"):
-        assert spec.config[group] == full.config[group]
+        assert without_place(spec.config[group]) == without_place(full.config[group])
     for group, changed in CHANGED.items():
         differs = {key for key, value in spec.config[group].items() if value != full.config[group][key]}
         assert differs <= changed
-    architecture = spec.config["model"]["architecture"]
+    architecture = spec.start.config["model"]["architecture"]
     assert architecture["model_type"] == full.config["model"]["model_type"]
     assert result["method_metrics"].get("train/steps", 2) == 2
     assert measured_items(result) == {4}

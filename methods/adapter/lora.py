@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from methods.adapter.base import Adapter
@@ -25,7 +26,7 @@ class LoraConfig:
 
     rank: PositiveInt = 64
     alpha: PositiveFloat = 64.0
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0
     target_modules: list[str] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # type: ignore[assignment]
 
 

@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from annotated_types import Ge, Gt, Le
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from methods.batch import Batch
@@ -42,8 +43,8 @@ class SdftConfig:
     """
 
     teacher: Literal["base", "ema", "live"] = "base"
-    ema_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    ema_rate: Annotated[float, Gt(0.0), Le(1.0)] = 0.05
+    alpha: Annotated[float, Ge(0.0), Le(1.0)] = 0.5
     top_k: PositiveInt | None = None
     temperature: NonNegativeFloat = 1.0
     max_new_tokens: PositiveInt = 256

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from pydantic import Field, NonNegativeFloat
+from annotated_types import Gt, Le
+from pydantic import NonNegativeFloat
 
 from methods.batch import Batch
 from methods.examples import Examples
@@ -23,7 +24,7 @@ from methods.part import Part
 class MixConfig:
     """ratio: examples of the mix for each example of the data set, in every step. weight: lambda, or null."""
 
-    ratio: Annotated[float, Field(gt=0.0, le=16.0)] = 1.0
+    ratio: Annotated[float, Gt(0.0), Le(16.0)] = 1.0
     weight: NonNegativeFloat | None = 1.0
 
 

@@ -10,9 +10,10 @@ where the model ended by itself, and is not added where the length limit cut.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from annotated_types import Ge, Gt, Le
+from pydantic import NonNegativeFloat, PositiveInt
 
 from methods.examples import Examples
 from methods.generation import Sampling
@@ -22,12 +23,12 @@ from methods.mix.base import Mix, MixConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ContextFreeConfig(MixConfig):
-    """samples, max_length: how many, of how many tokens at most (BOS and one more). start_token: in place of BOS."""
+    """samples, max_length: how many, of how many tokens at most (BOS and one more). start_token: if there is no BOS."""
 
     samples: PositiveInt
-    max_length: Annotated[int, Field(ge=2)]
+    max_length: Annotated[int, Ge(2)]
     temperature: NonNegativeFloat = 1.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_p: Annotated[float, Gt(0.0), Le(1.0)] = 1.0
     batch_size: PositiveInt = 64
     seed: int = 0
     start_token: str | None = None
@@ -76,16 +77,7 @@ def context_free_samples(
         ValueError: the tokenizer has no BOS token and none is named in its place.
     """
     tokenizer = context.tokenizer
-    start = tokenizer.bos_token_id
-    if start_token is not None:
-        start = tokenizer.convert_tokens_to_ids(start_token)
-        if start is None or start == tokenizer.unk_token_id:
-            raise ValueError(f"{group}.start_token={start_token}: the tokenizer has no such token")
-    if start is None:
-        raise ValueError(
-            f"{group}.start_token=null: the model's tokenizer has no BOS token to generate from; name one in its "
-            f"place, such as {group}.start_token={tokenizer.eos_token!r}"
-        )
+    start = token_to_start_from(tokenizer, start_token, group)
     sampling = Sampling(
         max_new_tokens=max_length - 1,
         eos=tokenizer.eos_token_id,
@@ -94,3 +86,22 @@ def context_free_samples(
         top_p=top_p,
     )
     return context.generate(f"context-free-{seed}", [[start]] * samples, sampling, batch_size)
+
+
+def token_to_start_from(tokenizer: Any, start_token: str | None, group: str) -> int:
+    """BOS, or the token named in its place where the tokenizer has none.
+
+    Raises:
+        ValueError: there is neither; `group` is that of the key `start_token`.
+    """
+    if tokenizer.bos_token_id is not None:
+        return int(tokenizer.bos_token_id)
+    if start_token is None:
+        raise ValueError(
+            f"{group}.start_token=null: the model's tokenizer has no BOS token to generate from; name one in its "
+            f"place, such as {group}.start_token={tokenizer.eos_token!r}"
+        )
+    found = tokenizer.convert_tokens_to_ids(start_token)
+    if found is None or found == tokenizer.unk_token_id:
+        raise ValueError(f"{group}.start_token={start_token}: the tokenizer has no such token")
+    return int(found)

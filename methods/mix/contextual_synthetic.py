@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from annotated_types import Gt, Le
+from pydantic import NonNegativeFloat, PositiveInt
 
 from methods.examples import Examples
 from methods.generation import Sampling
@@ -26,7 +27,7 @@ class ContextualSyntheticConfig(MixConfig):
     samples: PositiveInt
     max_new_tokens: PositiveInt
     temperature: NonNegativeFloat = 0.7
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    top_p: Annotated[float, Gt(0.0), Le(1.0)] = 0.9
     batch_size: PositiveInt = 64
     seed: int = 0
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from annotated_types import Gt, Le
+from pydantic import NonNegativeFloat, PositiveInt
 
 from methods.examples import Examples
 from methods.generation import Sampling
@@ -36,7 +37,7 @@ class SelfDistillationConfig:
     check: Literal["same_answer", "none"] = "same_answer"
     max_new_tokens: PositiveInt = 512
     temperature: NonNegativeFloat = 1.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_p: Annotated[float, Gt(0.0), Le(1.0)] = 1.0
     batch_size: PositiveInt = 64
     seed: int = 0
 

@@ -19,7 +19,8 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from annotated_types import Ge
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, distributed, nn
 
 from evals.ranks import Ranks
@@ -41,7 +42,7 @@ class EwcConfig:
     weight: NonNegativeFloat = 1.0
     fisher_on: Literal["context_free", "data"] = "context_free"
     samples: PositiveInt = 1000
-    max_length: Annotated[int, Field(ge=2)] = 1024
+    max_length: Annotated[int, Ge(2)] = 1024
     batch_size: PositiveInt = 64
     seed: int = 0
     start_token: str | None = None

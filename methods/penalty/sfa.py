@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from annotated_types import Ge, Gt, Le
 
 from methods.penalty.base import Penalty
 
@@ -18,8 +18,8 @@ from methods.penalty.base import Penalty
 class SfaConfig:
     """frequency: the share of all steps between two averages. beta: weight of the starting point in an average."""
 
-    frequency: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
-    beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    frequency: Annotated[float, Gt(0.0), Le(1.0)] = 0.25
+    beta: Annotated[float, Ge(0.0), Le(1.0)] = 0.5
 
 
 class Sfa(Penalty):
