@@ -136,9 +136,7 @@ class RunSpec:
         if target.attributes.get("couples") == "micro-batch":
             # The micro-batch changes the result of an objective that couples its examples.
             decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
-            decides["training"]["processes"] = (
-                max(self.config["gpus"], self.config["processes"]) * self.config["nodes"]
-            )
+            decides["training"]["processes"] = max(self.config["gpus"], self.config["processes"]) * self.config["nodes"]
         decides["content"] = fingerprint.of_inputs(self.config)
         # What lies at a local path decides, not where it lies.
         if self.config["dataset"]["source"] == "file":

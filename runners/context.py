@@ -199,6 +199,13 @@ class RunContext:
 
     def generate(self, what: str, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int) -> Examples:
         """Let the model continue prompts; cached by model, prompts and settings."""
+        limit = self._longest if self.config["training"]["too_long"] == "error" else self._context_length
+        needed = max(len(prompt) for prompt in prompts) + sampling.max_new_tokens
+        if needed > limit:
+            raise UserError(
+                f"training.max_length={limit}: {what} would be up to {needed} tokens long, the longest prompt and "
+                f"{sampling.max_new_tokens} new ones; generate shorter ones"
+            )
         return self.start.generate(what, prompts, sampling, batch_size)
 
     def cached(

@@ -140,7 +140,7 @@ def parts_of(experiment: dict[str, Any], row: str) -> list[str]:
 
 
 def _preset_of(overrides: list[str], row: dict[str, Any], scale: str) -> list[str]:
-    """The preset's overrides for a row of an experiment: a merger's model is that of its runs, small ones themselves."""
+    """The preset's overrides for a row of an experiment: a merger's model is that of its runs, which are small."""
     method = value_of([*row.get("overrides", []), *row.get(scale, []), *overrides], "method") or ""
     words = preset(overrides)
     return [word for word in words if not word.startswith("model.")] if method.startswith("merging/") else words

@@ -58,9 +58,7 @@ def with_kl_to_base(
         samples = Start(spec, lambda: base, tell, rank, world).generate(
             f"kl-to-base-{settings['seed']}",
             [prompt] * count,
-            Sampling(
-                max_new_tokens=settings["max_length"] - 1, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id
-            ),
+            Sampling(max_new_tokens=settings["max_length"] - 1, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id),
             settings["batch_size"],
         )
         whole, sampled = _compare(spec, samples, base, tuned, tokenizer.pad_token_id, tell(TASK), rank, world)

@@ -6,6 +6,7 @@ An option of FLOW's code (arXiv 2502.02797): every `frequency` of all T steps
 """
 
 from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -33,5 +34,7 @@ class Sfa(Penalty):
 
     def pull(self, step: int, total: int, learning_rate: float) -> float:
         """beta after every `frequency` of the steps."""
-        every = max(round(self.config.frequency * total), 1)
-        return self.config.beta if step % every == 0 else 0.0
+        every = self.config.frequency * total
+        # As often as the share says, where its steps are no whole number.
+        passed = math.floor(step / every + 1e-9) > math.floor((step - 1) / every + 1e-9)
+        return self.config.beta if passed else 0.0
