@@ -5,8 +5,8 @@ An option of FLOW's code (arXiv 2502.02797): every `frequency` of all T steps
     theta <- beta theta0 + (1 - beta) theta            the optimizer's states stay as they are
 """
 
-from collections.abc import Mapping
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
