@@ -4,7 +4,7 @@ The kinds of method (`methods/objective.py`, `methods/merger.py`) are base class
 fits none of them overrides it, and still gets its identity, its folder and its place in the table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -83,6 +83,13 @@ class Context(Protocol):
         """Tensors that depend on the model that training starts from and on `decides` alone: made once, then read.
 
         `make` is called by all processes together, and must return the same in each.
+        """
+        ...
+
+    def steps(self, what: str, total: int) -> Iterator[int]:
+        """0, 1, ... of work that takes a while: with a progress bar, and an end where the run is told to stop.
+
+        All processes must take equally many steps.
         """
         ...
 

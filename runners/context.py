@@ -3,7 +3,7 @@
 import gc
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -21,13 +21,14 @@ from methods.method import Method
 from methods.mix.base import Mix
 from methods.objective import Objective
 from methods.penalty.base import Penalty
-from runners import checkpoints, processes, record, signatures, training
+from runners import checkpoints, preemption, processes, record, signatures, training
 from runners.batches import Batches, make_batches
 from runners.compose import RunSpec
 from runners.data import load_rows, texts, tokenize
 from runners.engine import TrainingEngine, close_frozen, device, follow, frozen_engine
 from runners.errors import UserError
 from runners.models import context_length, load_model, load_tokenizer
+from runners.progress import progress
 from runners.record import Recorder
 from runners.start import Start
 from runners.tracker import Tracker
@@ -160,6 +161,17 @@ class RunContext:
         if isinstance(self.method, Objective):
             self.method.shape(model)
         return model if self.adapter is None else self.adapter.apply(model, self.seed)
+
+    def steps(self, what: str, total: int) -> Iterator[int]:
+        """0, 1, ... of work that takes a while, with a progress bar; all processes take equally many steps."""
+        tell = self.tell(what)
+        with progress(what, total) as advance:
+            for step in range(total):
+                if processes.any_rank(preemption.requested()):
+                    raise processes.stop(f"before training, {what}")
+                yield step
+                advance(1)
+                tell(step + 1, total)
 
     def unsharded(self) -> nn.Module:
         """The model that training starts from, whole on every process."""

@@ -76,13 +76,12 @@ def forget_sources() -> None:
 
 METHOD = '''"""A private method."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import PositiveFloat
 
-from methods.batch import Batch
 from methods.finetune.sft import Sft
+from methods.forward import Forward
 from methods.objective import Loss
 
 
@@ -98,9 +97,9 @@ class Mine(Sft):
 
     config: MineConfig
 
-    def loss(self, roles: Mapping, batch: Batch) -> Loss:
+    def loss(self, forward: Forward) -> Loss:
         """The scaled loss."""
-        return Loss(self.config.scale * super().loss(roles, batch).sum)
+        return Loss(self.config.scale * super().loss(forward).sum)
 '''
 
 EXPERIMENT = """# @package experiment

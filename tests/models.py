@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from methods.examples import Examples
 from runners.batches import Batches
-from runners.data import Examples
 
 VOCABULARY = 32
 PAD = 0

@@ -56,10 +56,9 @@ SLOW = '''"""A private method."""
 
 import os
 import time
-from collections.abc import Mapping
 
-from methods.batch import Batch
 from methods.finetune.sft import Sft, SftConfig
+from methods.forward import Forward
 from methods.objective import Loss
 
 
@@ -68,10 +67,10 @@ class Slow(Sft):
 
     config: SftConfig
 
-    def loss(self, roles: Mapping, batch: Batch) -> Loss:
+    def loss(self, forward: Forward) -> Loss:
         """That of SFT, after a nap."""
         time.sleep(float(os.environ["NAP"]))
-        return super().loss(roles, batch)
+        return super().loss(forward)
 '''
 
 

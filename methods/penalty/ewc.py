@@ -13,6 +13,7 @@ a whole sequence, and log p(y|x) the sum over its target tokens. `fisher_on` say
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -141,7 +142,8 @@ def fisher_of(context: Context, sequences: Examples) -> dict[str, Tensor]:
     model.eval()  # no dropout
     named = dict(model.named_parameters())
     own = range(ranks.rank, len(sequences), ranks.count)
-    means = mean_squared_gradients(_logps(context.kind, model, sequences, own), list(named.values()))
+    turns = context.steps("Fisher information", math.ceil(len(sequences) / ranks.count))
+    means = mean_squared_gradients(_logps(context.kind, model, sequences, own, turns), list(named.values()))
     for mean in means:
         mean *= len(own) / len(sequences)
         if ranks.count > 1:
@@ -149,10 +151,15 @@ def fisher_of(context: Context, sequences: Examples) -> dict[str, Tensor]:
     return {name: mean.cpu() for name, mean in zip(named, means, strict=True)}
 
 
-def _logps(kind: Causal, model: nn.Module, sequences: Examples, indices: Iterable[int]) -> Iterator[Tensor]:
+def _logps(
+    kind: Causal, model: nn.Module, sequences: Examples, indices: Sequence[int], turns: Iterator[int]
+) -> Iterator[Tensor]:
     """log p(y|x) of sequences, one after the other, each a scalar with its graph."""
     device = next(model.parameters()).device
-    for index in indices:
+    for turn in turns:
+        if turn >= len(indices):
+            continue  # another process has one more
+        index = indices[turn]
         tokens_BT = torch.from_numpy(sequences.sequence(index)).long()[None]
         target_mask_BT = torch.arange(tokens_BT.shape[1])[None] >= int(sequences.targets[index])
         batch = Batch(tokens_BT, None, target_mask_BT, torch.zeros_like(tokens_BT), torch.tensor([index]))

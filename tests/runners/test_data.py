@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from evals.byte_tokenizer import BOS, EOS, byte_tokenizer
-from runners.data import Examples, load_rows, tokenize
+from methods.examples import Examples
+from runners.data import load_rows, tokenize
 from runners.errors import UserError
 from runners.schema import Dataset
 from tests.command import forget_sources

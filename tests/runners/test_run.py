@@ -181,9 +181,8 @@ class Mine(Sft):
     config: SftConfig
     frozen = ("reference",)
 
-    def loss(self, roles, batch):
-        policy = self.kind.token_logps(roles["policy"], batch)
-        reference = self.kind.token_logps(roles["reference"], batch)
+    def loss(self, forward):
+        policy, reference = forward.token_logps(), forward.token_logps("reference")
         assert policy.requires_grad and not reference.requires_grad
         return Loss(-policy.sum(), {"gap": (policy - reference).detach().abs().sum()})
 '''

@@ -140,8 +140,8 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
 def _poison_loss(curve):
     inner = curve.method.loss
 
-    def loss(roles, batch):
-        computed = inner(roles, batch)
+    def loss(forward):
+        computed = inner(forward)
         if len(curve.records) == 2:  # the third step
             computed = type(computed)(computed.sum * math.nan, computed.metrics)
         return computed
@@ -177,9 +177,9 @@ def test_unlogged_non_finite_step_is_seen(tmp_path):
     def poison(curve):
         inner, calls = curve.method.loss, []
 
-        def loss(roles, batch):
+        def loss(forward):
             calls.append(1)
-            computed = inner(roles, batch)
+            computed = inner(forward)
             return type(computed)(computed.sum * (math.inf if len(calls) == 4 else 1.0))
 
         curve.method.loss = loss

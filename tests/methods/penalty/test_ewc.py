@@ -41,7 +41,7 @@ def one_token(counts):
 
 
 def fisher(model, sequences):
-    return fisher_of(SimpleNamespace(kind=Causal(), unsharded=lambda: model), sequences)
+    return fisher_of(SimpleNamespace(kind=Causal(), unsharded=lambda: model, steps=lambda what, total: range(total)), sequences)
 
 
 def test_all_twos_is_the_sum_form_of_l2():
