@@ -52,6 +52,9 @@ class FakeContext:
     def role(self, name):
         return self.roles[name]
 
+    def steps(self, what, total):
+        return iter(range(total))
+
     def unsharded(self):
         return self.model
 
