@@ -1,5 +1,6 @@
 """Adapters, penalties and mixes in whole runs: their limits, every ZeRO stage, several processes, interrupted ones."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
 from evals.byte_tokenizer import byte_tokenizer
-from runners import processes, training
+from runners import processes, record, training
 from runners.compose import RunSpec, run_spec
-from runners.run import execute
+from runners.run import execute, run
 from tests.command import TINY, retable
 
 # Batches of 6: two processes get unequal shares. Adam's epsilon: where a gradient is rounding alone, its sign must not
@@ -191,6 +192,60 @@ def test_an_interrupted_run_with_parts_ends_like_another(
         assert all(torch.equal(weights(broken)[key], value) for key, value in weights(whole).items()), name
         assert logged(broken) == logged(whole), name
         assert again["method_metrics"].keys() == result["method_metrics"].keys(), name
+
+
+# Weights of finished runs ---------------------------------------------------------------------------------------
+
+
+def named(*words: str) -> str:
+    """A run of the tests as another's `model.from_run` names it."""
+    return "[" + ",".join(f"'{word}'" for word in (*RUN, *words)) + "]"
+
+
+def merged(outputs: Path, *words: str) -> RunSpec:
+    spec = run_spec([f"outputs={outputs}", "tracker=none", "evaluation=none", *words])
+    run(spec)
+    return spec
+
+
+@pytest.mark.parametrize("trained", [(), ("adapter=lora", "adapter.rank=4"), ("method=finetune/flow",)])
+def test_wise_ft_at_0_and_1_is_the_start_and_the_run(tmp_path: Path, trained: tuple[str, ...]) -> None:
+    tuned = ran(tmp_path, *trained)
+    start = ran(tmp_path, "optimizer.lr=1e-30")
+    found = {}
+    for alpha in (0, 0.25, 1):
+        words = ("method=merging/wise_ft", f"method.alpha={alpha}", f"model.from_run={named(*trained)}")
+        found[alpha] = weights(merged(tmp_path, *words))
+    for name, value in start.items():
+        assert torch.equal(found[0][name], value) and torch.equal(found[1][name], tuned[name])
+        torch.testing.assert_close(found[0.25][name], 0.75 * value + 0.25 * tuned[name])
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 5  # neither was trained again
+
+
+def test_a_soup_is_the_mean_of_its_runs_on_one_process_and_on_two(tmp_path: Path) -> None:
+    seeds = [("seed=1", "model.init_seed=1"), ("seed=2", "model.init_seed=1"), ("seed=3", "model.init_seed=1")]
+    words = (
+        "method=merging/model_soup",
+        "model.from_run=null",
+        f"model.from_runs=[{','.join(named(*s) for s in seeds)}]",
+    )
+    soup = merged(tmp_path, *words)
+    singles = [ran(tmp_path, *seed) for seed in seeds]
+    for name, value in weights(soup).items():
+        torch.testing.assert_close(value, sum(single[name] for single in singles) / 3)
+    two = run_spec([f"outputs={tmp_path}", "tracker=none", "evaluation=none", *words, "seed=2"])
+    processes.launch(2, 1, execute_all, [two])
+    assert largest_change(weights(two), weights(soup)) == 0
+
+
+def test_a_run_that_another_experiment_has_done_is_not_done_again(tmp_path: Path) -> None:
+    done = composed(tmp_path)
+    run(done)
+    other = dataclasses.replace(done, config={**done.config, "experiment": {"name": "other/table"}})
+    assert other.folder != done.folder and other.identity == done.identity
+    assert run(other)["name"] == done.name and not other.folder.exists()
+    changed = composed(tmp_path, "optimizer.lr=1e-3")
+    assert record.status(changed).state == "missing"
 
 
 # What is made once ----------------------------------------------------------------------------------------------
