@@ -8,7 +8,7 @@ divergence of the models themselves (context-free; Bansal, Sanghavi, arXiv 2505.
 Both forms estimate the same number without bias; the second uses the whole distribution at every place in place of the
 one token drawn there, and varies less. With a length limit it is the divergence of the sequences up to that length.
 
-In nats. Legend: S sequences, K tokens of all sequences (those that were drawn, EOS included).
+In nats. Legend: S sequences. A sequence's tokens are those that were drawn, EOS included.
 """
 
 from __future__ import annotations
@@ -50,17 +50,8 @@ def log_ratio(base_logps_S: Floats, tuned_logps_S: Floats, tokens_S: NDArray[np.
     return _divergence(base_logps_S - tuned_logps_S, tokens_S)
 
 
-def chain_rule(token_kls_K: Floats, sequence_K: NDArray[np.int64], sequences: int) -> Divergence:
-    """From KL(p(. | z_<t) || q(. | z_<t)) at every token drawn; sequence_K: which of the sequences it belongs to."""
-    token_kls_K, sequence_K = np.asarray(token_kls_K, float), np.asarray(sequence_K)
-    if token_kls_K.shape != sequence_K.shape:
-        raise ValueError(f"sequence_K must have the shape of token_kls_K, {token_kls_K.shape}, got {sequence_K.shape}")
-    summed_S = np.bincount(sequence_K, weights=token_kls_K, minlength=sequences).astype(np.float64)
-    return chain_rule_of_sums(summed_S, np.bincount(sequence_K, minlength=sequences))
-
-
-def chain_rule_of_sums(sequence_kls_S: Floats, tokens_S: NDArray[np.int64]) -> Divergence:
-    """As `chain_rule`, from the sums over each sequence's tokens; tokens_S: how many it has."""
+def chain_rule(sequence_kls_S: Floats, tokens_S: NDArray[np.int64]) -> Divergence:
+    """From sum_t KL(p(. | z_<t) || q(. | z_<t)) over each sequence's tokens; tokens_S: how many it has."""
     return _divergence(np.asarray(sequence_kls_S, float), tokens_S)
 
 

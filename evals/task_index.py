@@ -114,7 +114,7 @@ def _check_metadata(request: TaskRequest, leaves: Sequence[tuple[Path, Mapping[s
     if not request.metadata:
         return
     key = f"evaluation.tasks.{request.name}.metadata"
-    if all(path.is_relative_to(OWN_TASKS) for path, _ in leaves):
+    if all(path.is_relative_to(OWN_TASKS) and "custom_dataset" in config for path, config in leaves):
         for option in request.metadata:
             if option not in OWN_METADATA:
                 raise ValueError(f"{key} must have keys out of {', '.join(OWN_METADATA)}, got {option!r}")

@@ -1,5 +1,6 @@
 """Tokenised training sequences: what a data set, generated text and replayed text have in common."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,13 @@ class Examples:
     def sequence(self, index: int) -> NDArray[np.int32]:
         """The tokens of one sequence."""
         return self.tokens[self.starts[index] : self.starts[index + 1]]
+
+    def digest(self) -> str:
+        """A hash of what the sequences are, and of which tokens carry loss."""
+        found = hashlib.sha256()
+        for array in (self.tokens, self.starts, self.targets):
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
     def within(self, length: int, *, cut: bool) -> "Examples":
         """Those of at most `length` tokens; with `cut` the others too, as far as they go."""

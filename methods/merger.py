@@ -45,11 +45,11 @@ def check_alike(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names
         if name not in first or name not in second:
             has, lacks = names if name in first else names[::-1]
             raise ValueError(
-                f"model: models to be merged must have the same tensors; {has} has {name}, {lacks} has not"
+                f"model.from_run: models to be merged must have the same tensors; {has} has {name}, {lacks} has not"
             )
         if first[name].shape != second[name].shape:
             shapes = f"{list(first[name].shape)} in {names[0]}, {list(second[name].shape)} in {names[1]}"
-            raise ValueError(f"model: tensors to be merged must have the same shape; {name} is {shapes}")
+            raise ValueError(f"model.from_run: tensors to be merged must have the same shape; {name} is {shapes}")
 
 
 def in_fp32(tensor: Tensor) -> Tensor:

@@ -50,6 +50,11 @@ class Context(Protocol):
         """How many numbers are trained."""
         ...
 
+    @property
+    def trained_names(self) -> list[str]:
+        """Names of the weights that are trained."""
+        ...
+
     def measure(
         self,
         what: str,
@@ -94,7 +99,10 @@ class Context(Protocol):
         ...
 
     def unsharded(self) -> nn.Module:
-        """The model that training starts from, whole on every process: for gradients of single examples."""
+        """The model that training starts from, whole on every process: for gradients of single examples.
+
+        What is not trained needs no gradient, as in training.
+        """
         ...
 
     def share_of(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,6 +165,7 @@ class Method:
     kinds: ClassVar[tuple[str, ...]] = ()  # kinds of model it works on
     trained: ClassVar[tuple[str, ...]] = ()  # its roles that are trained
     frozen: ClassVar[tuple[str, ...]] = ()  # its roles that are not
+    prompted: ClassVar[bool] = False  # it answers the prompts of the data set
     merges: ClassVar[str | None] = None  # "run" or "runs": its final model is made of those of finished runs
     # What it does not combine with, and why: choices by name ("adapter=lora").
     excludes: ClassVar[Mapping[str, str]] = {}

@@ -34,6 +34,7 @@ class Batches:
     seed: int
     rank: int = 0
     world: int = 1
+    by_length: bool = True  # rows of a micro-batch are of like length; else they are as drawn, for what couples them
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,8 +75,9 @@ class Batches:
 
     def _lay_out(self, indices: NDArray[np.int64]) -> list[Batch]:
         lengths = self.examples.lengths
-        # By length, so that rows of a micro-batch need little padding: their order inside a step is free.
-        ordered = [int(index) for index in indices[np.argsort(-lengths[indices], kind="stable")]]
+        if self.by_length:  # then a micro-batch needs little padding: the order inside a step is free
+            indices = indices[np.argsort(-lengths[indices], kind="stable")]
+        ordered = [int(index) for index in indices]
         rows = pack(ordered, lengths, self.row_length) if self.packing else [[index] for index in ordered]
         share = math.ceil(len(rows) / self.world)
         micro_batches = math.ceil(share / self.micro_batch_size)
@@ -155,8 +157,9 @@ def make_batches(
     rank: int = 0,
     world: int = 1,
     ratio: float = 1.0,
+    by_length: bool = True,
 ) -> Batches:
-    """The batches of `training:` settings. `ratio`: of their size, for a mix."""
+    """The batches of `training:` settings. `ratio`: of their size, for a mix; `by_length`: as in `Batches`."""
     return Batches(
         examples,
         round(settings["batch_size"] * ratio),
@@ -167,4 +170,5 @@ def make_batches(
         seed,
         rank,
         world,
+        by_length,
     )

@@ -105,7 +105,8 @@ class RunSpec:
         for part in PARTS:
             if self.config[part]["_target_"]:
                 roots.append(self.config[part]["_target_"].rpartition(".")[0])
-        return fingerprint.sources(roots, fingerprint.task_sources(self.config["evaluation"]))
+        tasks = [*self.config["evaluation"]["tasks"], *_validation(self.config)]
+        return fingerprint.sources(roots, fingerprint.task_sources({**self.config["evaluation"], "tasks": tasks}))
 
     @property
     def name(self) -> str:
@@ -138,6 +139,10 @@ class RunSpec:
             decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
             decides["training"]["processes"] = max(self.config["gpus"], self.config["processes"]) * self.config["nodes"]
         decides["content"] = fingerprint.of_inputs(self.config)
+        mixed = decides["mix"].get("dataset")
+        if isinstance(mixed, dict):
+            left_out = (*_WHERE["dataset"], *(("path",) if mixed["source"] == "file" else ()))
+            decides["mix"]["dataset"] = {key: value for key, value in mixed.items() if key not in left_out}
         # What lies at a local path decides, not where it lies.
         if self.config["dataset"]["source"] == "file":
             del decides["dataset"]["path"]
@@ -218,13 +223,13 @@ def _parent(
         for word in overrides
         if word.partition("=")[0] in _INHERITED or word.startswith(("tracker.", "engine.threads"))
     ]
-    # Of a debug run the parent is one too, whatever its own words say of its length.
-    words = (*inherited, *named, *preset(overrides))
-    if words not in parents:
-        try:
+    try:
+        # Of a debug run the parent is one too, whatever its own words say of its length.
+        words = (*inherited, *named, *preset(expand([*inherited, *named])))
+        if words not in parents:
             parents[words] = run_spec(list(words), children=(*children, key), parents=parents)
-        except UserError as error:
-            raise UserError(f"model.{origin}={named}: {error}") from error
+    except UserError as error:
+        raise UserError(f"model.{origin}={named}: {error}") from error
     return parents[words]
 
 
@@ -382,7 +387,7 @@ def _check_combination(config: dict[str, Any]) -> None:
     fingerprint.check_files(config)
     _check_skill("dataset", config["dataset"])
     try:
-        requests = [TaskRequest(**task) for task in config["evaluation"]["tasks"]]
+        requests = [TaskRequest(**task) for task in (*config["evaluation"]["tasks"], *_validation(config))]
         if requests:
             check_requests(
                 requests,
@@ -391,6 +396,15 @@ def _check_combination(config: dict[str, Any]) -> None:
             )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _validation(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lm-eval task by which a method chooses, where it has one, as `evaluation.tasks` has them."""
+    chosen = config["method"].get("validation")
+    if not chosen:
+        return []
+    keys = ("num_fewshot", "limit", "metadata")
+    return [{"name": chosen["task"], **{key: chosen[key] for key in keys if key in chosen}}]
 
 
 def _check_skill(group: str, dataset: dict[str, Any]) -> None:
@@ -422,6 +436,12 @@ def _check_parts(config: dict[str, Any], chosen: dict[str, str]) -> None:
                 f"got model.kind={config['model']['kind']}"
             )
     for group in ("method", *used):
+        prompted = signatures.read(config[group]["_target_"]).attributes.get("prompted")
+        if prompted and config["dataset"]["loss_on"] == "all":
+            raise UserError(
+                f"dataset.loss_on=all: {group}={chosen[group]} answers the data set's prompts, and so there is none"
+            )
+    for group in ("method", *used):
         excludes = signatures.read(config[group]["_target_"]).attributes.get("excludes") or {}
         for word, reason in excludes.items():
             other, _, name = word.partition("=")
@@ -431,6 +451,9 @@ def _check_parts(config: dict[str, Any], chosen: dict[str, str]) -> None:
     if ratio is not None and round(ratio * size) < 1:
         raise UserError(f"mix.ratio={ratio}: must give at least one example a step, with training.batch_size={size}")
     if isinstance(config["mix"].get("dataset"), dict):
+        if not config["mix"]["dataset"].get("source"):
+            raise UserError(f"mix.dataset={config['mix']['dataset']}: must name its source (mini_world, hub or file)")
+        config["mix"]["dataset"].setdefault("data_root", config["dataset"]["data_root"])
         config["mix"]["dataset"] = check_values("mix.dataset", GROUPS["dataset"], config["mix"]["dataset"])
         _check_skill("mix.dataset", config["mix"]["dataset"])
 

@@ -55,9 +55,10 @@ class RunContext:
         self._engines: dict[str, TrainingEngine] = {}
         self._reports: dict[str, float] = {}  # of the parts
         self._being_replaced = False
+        self._training = False  # from then on no role is what training starts from
         self.tokenizer = load_tokenizer(self.config["model"], self.parent)
         self._first_role = next(iter((*self.method.trained, *self.method.frozen)), "policy")
-        self.start = Start(spec, lambda: self.role(self._first_role), self.tell, rank, world)
+        self.start = Start(spec, self._untrained, self.tell, rank, world)
 
     # The data --------------------------------------------------------------------------------------------------
 
@@ -119,6 +120,7 @@ class RunContext:
             rank=self._rank,
             world=self._world,
             ratio=ratio,
+            by_length=getattr(self.method, "couples", None) is None,
         )
 
     @property
@@ -153,6 +155,10 @@ class RunContext:
                 self._roles[name] = frozen_engine(model, self.config["engine"])
         return self._roles[name]
 
+    def _untrained(self) -> nn.Module:
+        assert not self._training, "what the starting model is asked for must be asked before training"
+        return self.role(self._first_role)
+
     def _starting_model(self) -> nn.Module:
         return load_model(self.config["model"], self.parent, len(self.tokenizer))
 
@@ -175,7 +181,7 @@ class RunContext:
 
     def unsharded(self) -> nn.Module:
         """The model that training starts from, whole on every process."""
-        return self._starting_model().to(device()).eval()
+        return self._prepared_to_train(self._starting_model()).to(device()).eval()
 
     @property
     def trained_parameters(self) -> int:
@@ -183,6 +189,12 @@ class RunContext:
         self.role(self._first_role)
         trained = self._engines[self._first_role].trainable.values()
         return sum(int(getattr(value, "ds_numel", value.numel())) for value in trained)
+
+    @property
+    def trained_names(self) -> list[str]:
+        """Names of the weights that are trained."""
+        self.role(self._first_role)
+        return list(self._engines[self._first_role].trainable)
 
     def share_of(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This process's share of tensors that are shaped like the trained weights."""
@@ -302,7 +314,8 @@ class RunContext:
         """Minimise the objective on its trained role."""
         if not isinstance(objective, Objective) or len(objective.trained) != 1:
             raise UserError(f"method={type(objective).__name__}: an objective trains one role, got {objective.trained}")
-        mixed = self._mixed()
+        # Before a checkpoint is loaded: both may ask the model that training starts from.
+        data, mixed = self._data, self._mixed()
         frozen = () if self.penalty is None else self.penalty.frozen
         roles = {name: self.role(name) for name in (*objective.trained, *objective.frozen, *frozen)}
         engine = self._engines[objective.trained[0]]
@@ -310,6 +323,7 @@ class RunContext:
             self._reports |= self.penalty.prepare(self)
         held = training.Held(self.penalty, engine) if self.penalty is not None else None
         done = training.restore(engine, self._resume, self.seed)
+        self._training = True
         self._recorder.forget_after(done.step)
         by_metric = self.config["best_metric"] if self.config["keep"] == "best" else None
         keep = training.Keep(self.config["keep"] == "all", by_metric, self.config["best_is"] == "lower")
@@ -319,7 +333,7 @@ class RunContext:
             objective,
             engine,
             roles,
-            self._data,
+            data,
             self.config["training"],
             self._log,
             lambda progress: self._save(engine, objective, progress, keep),

@@ -33,7 +33,12 @@ def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
             else rows.select(range(min(settings["limit"], len(rows))))
         )
     if len(rows) == 0:
-        raise UserError(f"dataset={settings['path'] or settings['skill']}: the data set is empty")
+        reason = (
+            f"no row has the values of dataset.where={settings['where']}"
+            if settings["where"]
+            else "the data set is empty"
+        )
+        raise UserError(f"dataset={settings['path'] or settings['skill']}: {reason}")
     columns = list(rows[0])
     for key in ("prompt", "completion"):
         for column in _columns_of(key, settings[key]):

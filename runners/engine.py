@@ -392,6 +392,11 @@ def frozen_engine(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     """A frozen role, ready to be called: sharded over the processes under ZeRO 3, whole otherwise."""
     model.requires_grad_(False).eval()
     if settings["zero_stage"] != 3:
+        # In the precision that DeepSpeed gives a trained role: a model's divergence from itself is 0.
+        if settings["precision"] == "bf16":
+            model = model.to(torch.bfloat16)
+        if settings["precision"] == "bf16_autocast":
+            model.forward = torch.autocast(device().type, torch.bfloat16)(model.forward)
         return model.to(device())
     config = ds_config(settings, None)
     config["zero_optimization"].pop("offload_optimizer", None)

@@ -2,8 +2,8 @@
 
 A paper's table is a list of rows, not a cross product of choices. The experiment's YAML
 (`conf/experiment/<paper>/<table>.yaml`) names the rows; a row is a list of Hydra overrides, on top of the
-overrides of its scale. A preset (`debug=`, `conf/debug/<name>.yaml`) is a list of overrides too, on top of those. What
-the user types comes last and wins.
+overrides of its scale. A preset (`debug=`, `conf/debug/<name>.yaml`) is a list of overrides too, on top of those; its
+`limits` count where the chosen method, penalty or mix has such a key. What the user types comes last and wins.
 
 A row with a `sweep` (keys to lists of values, each as it would stand after `key=`) is read as one row per combination:
 `sft` with `sweep: {optimizer.lr: [1e-4, 3e-4]}` as `sft-lr-1e-4` and `sft-lr-3e-4`, both of the group `sft`.
@@ -101,15 +101,16 @@ def expand(overrides: list[str]) -> list[str]:
     if parts := parts_of(experiment, row):
         raise UserError(f"row={row}: must be a row with runs of its own; this is the mean of {', '.join(parts)}")
     scale = scale_of(overrides, experiment)
-    own = rows[row]
-    seeds = seeds_of(experiment, row, scale)
-    return [
+    of_row = [
         f"scale={scale}",
         *experiment["scales"][scale].get("overrides", []),
-        *own.get("overrides", []),
-        *own.get(scale, []),
-        f"seed={seeds[0]}",
-        *_preset_of(overrides, own, scale),
+        *rows[row].get("overrides", []),
+        *rows[row].get(scale, []),
+        f"seed={seeds_of(experiment, row, scale)[0]}",
+    ]
+    return [
+        *of_row,
+        *preset([*of_row, *overrides]),
         *without(overrides, "row"),
         f"row={row}",
     ]
@@ -139,15 +140,10 @@ def parts_of(experiment: dict[str, Any], row: str) -> list[str]:
     return list(experiment["rows"][row].get("mean_of") or [])
 
 
-def _preset_of(overrides: list[str], row: dict[str, Any], scale: str) -> list[str]:
-    """The preset's overrides for a row of an experiment: a merger's model is that of its runs, which are small."""
-    method = value_of([*row.get("overrides", []), *row.get(scale, []), *overrides], "method") or ""
-    words = preset(overrides)
-    return [word for word in words if not word.startswith("model.")] if method.startswith("merging/") else words
-
-
 def preset(overrides: list[str]) -> list[str]:
-    """The overrides of the preset that `debug=` names; none without one.
+    """The overrides of the preset that `debug=` names, for the run that `overrides` mean; none without one.
+
+    Its limits are among them where they apply. A merger's model is that of its runs, which are small.
 
     Raises:
         UserError: unknown preset, with the nearest names; its file holds no list of overrides.
@@ -158,7 +154,27 @@ def preset(overrides: list[str]) -> list[str]:
     roots = config_roots(overrides)
     _check_choice("debug", name, roots)
     path = next(path for root in roots if (path := root / "debug" / f"{name}.yaml").is_file())
-    return list(_read_preset(path, path.stat().st_mtime_ns))
+    words, limits = _read_preset(path, path.stat().st_mtime_ns)
+    merges = (value_of(overrides, "method") or "").startswith("merging/")
+    return [
+        *(word for word in words if not (merges and word.startswith("model."))),
+        *(word for word in limits if _has_key(overrides, word.partition("=")[0], roots)),
+    ]
+
+
+def _has_key(overrides: list[str], key: str, roots: list[Path]) -> bool:
+    """Whether what `overrides` choose in a group has a key (`mix.samples`)."""
+    group, _, name = key.partition(".")
+    chosen = value_of(overrides, group)
+    path = next((path for root in roots if (path := root / group / f"{chosen}.yaml").is_file()), None)
+    return path is not None and name in _keys(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _keys(path: Path, _modified: int) -> frozenset[str]:
+    from omegaconf import OmegaConf
+
+    return frozenset(str(key) for key in OmegaConf.load(path))
 
 
 def load_experiment(name: str, roots: list[Path]) -> dict[str, Any]:
@@ -267,14 +283,17 @@ def _as_written(path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _read_preset(path: Path, _modified: int) -> list[str]:
+def _read_preset(path: Path, _modified: int) -> tuple[list[str], list[str]]:
+    """Overrides and limits."""
     from omegaconf import OmegaConf
 
     data = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     words = data.get("overrides") if isinstance(data, dict) else None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{path}: a preset needs `overrides`, a list of key=value")
-    return words
+    limits = data.get("limits", []) if isinstance(data, dict) else []
+    for key, found in (("overrides", words), ("limits", limits)):
+        if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+            raise UserError(f"{path}: a preset needs `{key}`, a list of key=value")
+    return list(words or []), list(limits)
 
 
 def check_choices(overrides: list[str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runners import signatures
 from runners.errors import UserError
 
 # A method says what is wrong with its data or settings as `key...: rule`; anything else is a mistake of ours.
@@ -63,7 +64,9 @@ def _less_memory(config: Mapping[str, Any]) -> str:
     training, engine = config["training"], config["engine"]
     ways = []
     if training["micro_batch_size"] > 1:
-        ways.append(f"lower training.micro_batch_size ({training['micro_batch_size']}), which changes no result")
+        couples = signatures.read(config["method"]["_target_"]).attributes.get("couples")
+        told = "part of what this method computes: it makes another run" if couples else "which changes no result"
+        ways.append(f"lower training.micro_batch_size ({training['micro_batch_size']}), {told}")
     ways.append(f"lower evaluation.batch_size ({config['evaluation']['batch_size']}) if it was evaluating")
     if not engine["activation_checkpointing"]:
         ways.append("engine.activation_checkpointing=true")

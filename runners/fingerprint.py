@@ -136,7 +136,7 @@ def _of_bytes(path: Path, _modified: int) -> str:
 def of_inputs(config: dict[str, Any]) -> dict[str, str]:
     """What a run reads: local models and data by content, hub ones by resolved revision."""
     model = config["model"]
-    found = {group: content for group, dataset in _data_sets(config) if (content := _of_data_set(group, dataset))}
+    found = {group: content for group, dataset in data_sets(config) if (content := _of_data_set(group, dataset))}
     for key in ("id", "tokenizer"):
         name = model[key]
         if name is None or name == "bytes":
@@ -149,7 +149,7 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The data sets of a run: the one it is about, and that of a mix which has one."""
     mixed = config["mix"].get("dataset")
     return [("dataset", config["dataset"]), *([("mix.dataset", mixed)] if isinstance(mixed, dict) else [])]
@@ -178,7 +178,7 @@ def check_files(config: dict[str, Any]) -> None:
         UserError: one does not.
     """
     model = config["model"]
-    for group, dataset in _data_sets(config):
+    for group, dataset in data_sets(config):
         if dataset["source"] == "file":
             if not Path(dataset["path"]).is_file():
                 raise UserError(f"{group}.path={dataset['path']}: no such file")
@@ -191,7 +191,7 @@ def check_files(config: dict[str, Any]) -> None:
         if name and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             raise UserError(f"{key}={name}: neither a hub id nor an existing folder")
     folders = [("evaluation.data_root", config["evaluation"]["data_root"])]
-    folders += [(f"{group}.data_root", dataset["data_root"]) for group, dataset in _data_sets(config)]
+    folders += [(f"{group}.data_root", dataset["data_root"]) for group, dataset in data_sets(config)]
     folders += [("evaluation.include_path", folder) for folder in config["evaluation"]["include_path"]]
     folders += [("runs_from", folder) for folder in config["runs_from"]]
     for key, folder in folders:

@@ -4,18 +4,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from evals.harness import Evaluation
-from evals.kl_to_base import Divergence, chain_rule_of_sums, log_ratio
+from evals.kl_to_base import Divergence, chain_rule, log_ratio
 from methods.batch import Batch
+from methods.context_free import token_to_start_from
 from methods.divergences import kl
 from methods.examples import Examples
 from methods.generation import Sampling
 from methods.kinds import adapter
-from methods.mix.context_free import token_to_start_from
 from runners import preemption, processes, record
 from runners.batches import Batches
 from runners.compose import RunSpec
@@ -51,7 +52,10 @@ def with_kl_to_base(
     settings, start = spec.config["evaluation"]["kl_to_base"], spec.start
     limit = spec.config["evaluation"]["limit"] or settings["samples"]
     folder = record.weights(start.parent)[0] if start.parent else None
-    base = frozen_engine(load_model(start.config["model"], folder, len(tokenizer), dtype), spec.config["engine"])
+    loaded = load_model(start.config["model"], folder, len(tokenizer), dtype)
+    # As the tuned one is placed: where nothing was learned the divergence is 0.
+    sharded = isinstance(tuned, deepspeed.DeepSpeedEngine)
+    base: nn.Module = frozen_engine(loaded, spec.config["engine"]) if sharded else loaded.to(device()).eval()
     try:
         prompt = [token_to_start_from(tokenizer, settings["start_token"], "evaluation.kl_to_base")]
         count = max(min(settings["samples"], limit), 2)
@@ -68,7 +72,10 @@ def with_kl_to_base(
         measured,
         metrics={**measured.metrics, TASK: {**_named(whole), **_named(sampled, "log_ratio_")}},
         n_samples={**measured.n_samples, TASK: {"original": settings["samples"], "effective": count}},
-        higher_is_better={**measured.higher_is_better, TASK: dict.fromkeys(_named(whole), False)},
+        higher_is_better={
+            **measured.higher_is_better,
+            TASK: {name.partition(",")[0]: False for name in (*_named(whole), *_named(sampled, "log_ratio_"))},
+        },
     )
 
 
@@ -113,7 +120,7 @@ def _compare(
             tensor.copy_(moved.cpu())
     kl_S, base_S, tuned_S = (sums_3S / seen_S).numpy()
     tokens_S = (samples.lengths - samples.targets).astype(np.int64)
-    return chain_rule_of_sums(kl_S, tokens_S), log_ratio(base_S, tuned_S, tokens_S)
+    return chain_rule(kl_S, tokens_S), log_ratio(base_S, tuned_S, tokens_S)
 
 
 def _by_sequence(values_K: Tensor, batch: Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """Load models and tokenizers: from the hub or a folder, from another run, or with random weights."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,9 @@ def load_tokenizer(settings: Mapping[str, Any], parent: Path | None) -> PreTrain
         return byte_tokenizer()
     source = str(parent / "model") if parent else settings["tokenizer"] or settings["id"]
     revision = settings["revision"] if source == settings["id"] else None
+    loader = PreTrainedTokenizerFast if parent and _is_generic(parent / "model") else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=settings["trust_remote_code"]
-        )
+        tokenizer = loader.from_pretrained(source, revision=revision, trust_remote_code=settings["trust_remote_code"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.tokenizer={source}: cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
@@ -46,6 +46,15 @@ def load_tokenizer(settings: Mapping[str, Any], parent: Path | None) -> PreTrain
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _is_generic(folder: Path) -> bool:
+    """Whether a tokenizer was saved that is of no model's own class; `AutoTokenizer` would go by the model's type."""
+    try:
+        noted = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return noted.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def load_model(

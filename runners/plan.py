@@ -211,6 +211,10 @@ def _keep_what_fits(experiment: dict[str, Any], rows: Mapping[str, Any]) -> None
         ]
     if experiment.get("baseline") not in rows:
         experiment["baseline"] = None
+    experiment["rows"] = {  # a row whose own baseline is not shown is its own: it has no gap
+        key: {**row, "baseline": key} if row.get("baseline") not in (None, *rows) else row
+        for key, row in experiment["rows"].items()
+    }
 
 
 def _columns_below(experiment: Mapping[str, Any], rows: Mapping[str, Any]) -> set[str]:

@@ -77,7 +77,7 @@ def _elsewhere(spec: RunSpec) -> Iterator[tuple[Path, dict[str, Any]]]:
     ending = f"-{spec.identity[:8]}"
     for root in (spec.config["outputs"], *spec.config["runs_from"]):
         for folder in _experiments(Path(root).expanduser()):
-            for name in _names(folder, folder.stat().st_mtime_ns):
+            for name in _names(folder):
                 if not name.endswith(ending) or folder / name == spec.folder:
                     continue
                 result = read_result(folder / name)
@@ -87,15 +87,21 @@ def _elsewhere(spec: RunSpec) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _experiments(root: Path) -> list[Path]:
     """The folders below one like `outputs` that hold runs; an experiment's name has one part or two."""
-    if not root.is_dir():
-        return []
-    tops = [root / name for name in _names(root, root.stat().st_mtime_ns)]
-    return [*tops, *(top / name for top in tops for name in _names(top, top.stat().st_mtime_ns))]
+    tops = [root / name for name in _names(root)]
+    below = [top / name for top in tops for name in _names(top)]
+    return [*tops, *(folder for folder in below if not (folder / "environment.json").exists())]
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    """The folders in a folder that are no hidden ones; none where another process has just moved it away."""
+    try:
+        return _names_then(folder, folder.stat().st_mtime_ns)
+    except OSError:
+        return ()
 
 
 @lru_cache(maxsize=4096)
-def _names(folder: Path, _modified: int) -> tuple[str, ...]:
-    """The folders in a folder that are no hidden ones, read again when it has changed."""
+def _names_then(folder: Path, _modified: int) -> tuple[str, ...]:
     return tuple(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -179,7 +185,7 @@ class Recorder:
                 "overrides": self.spec.overrides,
                 "seed": self.spec.seed,
                 "parent": self.spec.parent.name if self.spec.parent else None,
-                "parents": [parent.name for parent in self.spec.parents],
+                "needed": [needed.name for needed in self.spec.needed],
                 "started": now(),
                 "attempts": [*attempts, {"started": now(), "host": platform.node(), "pid": os.getpid()}],
             },
@@ -284,7 +290,6 @@ class Recorder:
                 "identity": self.spec.identity,
                 "source": self.spec.source,
                 "parent": self.spec.parent.name if self.spec.parent else None,
-                "parents": [parent.name for parent in self.spec.parents],
                 "finished": now(),
                 **result,
             },

@@ -155,6 +155,7 @@ def execute(spec: RunSpec) -> dict[str, Any]:
     if config["engine"]["threads"]:
         torch.set_num_threads(config["engine"]["threads"])
     rank, world = processes.join(spec.folder)
+    _check_world(spec, world)
     with preemption.listening(), _logging_to(spec.folder) if rank == 0 else contextlib.nullcontext():
         recorder = Recorder(spec, writes=rank == 0)
         recorder.open(
@@ -189,6 +190,20 @@ def execute(spec: RunSpec) -> dict[str, Any]:
         tracker.finish()
         log.info("done: %s in %.0f s", spec.name, result["seconds"])
         return result
+
+
+def _check_world(spec: RunSpec, world: int) -> None:
+    """A method that couples the examples of a process is another one on more processes: its identity must say so.
+
+    Raises:
+        UserError: started by torchrun or srun with other processes than the configuration says.
+    """
+    said = spec.what_decides()["training"].get("processes")
+    if said is not None and said != world:
+        raise UserError(
+            f"processes={spec.config['processes']}: method={spec.choices['method']} couples the examples of a process, so "
+            f"it must be told how many there are; {world} were started, the configuration says {said}"
+        )
 
 
 def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, world: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 All of it is made once for a model, kept in `<outputs>/cache/` and shared by all runs (`runners/cache.py`).
 """
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +63,7 @@ class Start:
             "model": decided.what_decides()["model"],
             "content": {k: v for k, v in fingerprint.of_inputs(decided.config).items() if k.startswith("model")},
             "parents": [parent.source for parent in decided.parents],
-            "precision": decided.config["engine"]["precision"],
+            "precision": self._spec.config["engine"]["precision"],
             "source": fingerprint.of_data(own),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         }
@@ -101,7 +100,7 @@ class Start:
             # What two processes have both measured, the last of an uneven share, counts once.
             return {"values": found / known}
 
-        decides = {"per": per, "data": _of_examples(examples)}
+        decides = {"per": per, "data": examples.digest()}
         return self.cached(what, decides, make, [values.__module__])["values"].numpy()
 
     def generate(self, what: str, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int) -> Examples:
@@ -164,13 +163,6 @@ def _token_places(batch: Batch, ends_n: NDArray[np.int64]) -> Tensor:
     for example, count in zip(batch.example_S.tolist(), batch.target_mask_BT.sum(1).tolist(), strict=True):
         places.append(torch.arange(int(ends_n[example]) - count, int(ends_n[example])))
     return torch.cat(places)
-
-
-def _of_examples(examples: Examples) -> str:
-    digest = hashlib.sha256()
-    for array in (examples.tokens, examples.starts, examples.targets):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def _sum_over_processes(tensor: Tensor) -> None:

@@ -232,7 +232,8 @@ class _Terms:
             sums[name] = (before + value.detach().float(), divisor)
 
         weight = self.mixed.mix.config.weight if self.mixed else 0.0
-        together = self.count + self.mix_count  # one mean over the data set and the mix
+        # One mean over the data set and the mix, or one of each.
+        divisor = self.count + self.mix_count if weight is None else self.count
         for number, batch in enumerate(own):
             forward = Forward(self.objective.kind, self.roles, batch)
             # The penalty first: what it needs of the distributions serves the objective too.
@@ -242,18 +243,18 @@ class _Terms:
             for name, value in {"loss": computed.sum, **computed.metrics}.items():
                 note(f"train/{name}", value, self.count)
             if added is not None:
-                loss = loss + added.sum * (self.count / self.tokens)
+                loss = loss + added.sum * (divisor / self.tokens)  # a mean over the data set's tokens, whatever the mix
                 for name, value in {"penalty": added.sum, **added.metrics}.items():
                     note(f"train/{name}", value, self.tokens)
             last = number == len(own) + len(further) - 1
-            engine.backward(loss, together if weight is None else self.count, last=last)
+            engine.backward(loss, divisor, last=last)
         for number, batch in enumerate(further, start=len(own)):
             assert self.mixed is not None
             computed = self.mixed.mix.loss(Forward(self.objective.kind, self.roles, batch))
             note("mix/loss", computed.sum, self.mix_count)
             last = number == len(own) + len(further) - 1
             if weight is None:
-                engine.backward(computed.sum, together, last=last)
+                engine.backward(computed.sum, divisor, last=last)
             else:
                 engine.backward(computed.sum * weight, self.mix_count, last=last)
         on_weights = self.held.value() if self.held else None

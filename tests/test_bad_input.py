@@ -56,7 +56,7 @@ def failed(*words: str) -> str:
         (["experiment=flow/langauge"], "experiment=flow/langauge: no such experiment (nearest: flow/language"),
         (
             ["experiment=flow/language", "row=flwo"],
-            "row=flwo: experiment flow/language has no such row (nearest: flow)",
+            "row=flwo: experiment flow/language has no such row (nearest: flow, lora); it has pretrained, sft, ",
         ),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
         (["job=tabel"], "job=tabel: must be one of run, table, list"),

@@ -249,7 +249,7 @@ def test_folders_of_the_same_names_in_the_working_directory_do_not_win(here: Pat
     ("typed", "offered"),
     [
         ("method=fine", {"method=finetune/flow", "method=finetune/sft"}),
-        ("experiment=flow/l", {"experiment=flow/language", "experiment=flow/language_search"}),
+        ("experiment=flow/l", {"experiment=flow/language", "experiment=flow/language_llama"}),
         ("-m meth", {"method="}),
         ("exp", {"experiment="}),
         ("training.st", {"training.steps="}),

@@ -200,7 +200,7 @@ def test_table_of_an_experiment_fits_together(name: str) -> None:
     assert experiment["name"] == name and experiment.get("title")
     built = Experiment.from_config(experiment)
     assert set(built.columns) == set(built.scales) and set(built.scales) <= {"mini", "full"}
-    allowed = {"label", "seeds", "overrides", "group", "group_label", "mean_of", *built.scales}
+    allowed = {"label", "seeds", "overrides", "group", "group_label", "mean_of", "baseline", *built.scales}
     for row, definition in experiment["rows"].items():
         assert set(definition) <= allowed, f"{row}: {sorted(set(definition) - allowed)}"
 
@@ -233,6 +233,7 @@ def test_columns_are_measured_by_the_evaluation(name: str, scale: str) -> None:
     experiment = load_experiment(name, ROOTS)
     spec = run_spec([f"experiment={name}", f"scale={scale}", "evaluation.confirm_run_unsafe_code=true"])
     asked = {task["name"] for task in spec.config["evaluation"]["tasks"]}
+    asked |= {"kl_to_base"} if spec.config["evaluation"]["kl_to_base"] else set()
     measured = asked | {leaf["task"] for name in asked for _, leaf in task_index._leaves(name, task_index._roots(None))}
     metrics = [column["metric"] for column in experiment["columns"][scale].values() if "metric" in column]
     assert {metric.partition("/")[0] for metric in metrics} <= measured | {"train"}

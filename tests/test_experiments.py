@@ -6,17 +6,21 @@ The mini experiments themselves, from nothing to their tables, take minutes: `ma
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 import pytest
+import yaml
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
+from runners import record
 from runners.compose import RunSpec, run_spec
 from runners.expand import choices, config_roots, expand, load_experiment, parts_of, seeds_of, value_of
+from runners.schema import PARTS
 from runners.sweep import check_all
 from tests.command import TINY, retable, write_plugin
 
@@ -29,6 +33,43 @@ ROWS = {name: [row for row in found["rows"] if not parts_of(found, row)] for nam
 FULL_ROWS = [(name, row) for name, scale in TABLES if scale == "full" for row in ROWS[name]]
 
 ALLOWED = "evaluation.confirm_run_unsafe_code=true"
+
+
+def model_type(model: str | None) -> str:
+    """What transformers calls the architecture of a choice of `model=`."""
+    return str(yaml.safe_load((ROOTS[0] / "model" / f"{model}.yaml").read_text())["model_type"])
+
+
+def shown_by(name: str, row: str) -> set[str]:
+    """What a full-scale row shows by running: its data set, and all else that it chooses, together.
+
+    Numbers do not count, nor does which model of a type.
+    """
+    elsewhere = ("experiment", "row", "scale", "seed", "evaluation", "model.id", "model.from_run", "dataset")
+    chosen: dict[str, str] = {}
+    words = expand([f"experiment={name}", "scale=full", f"row={row}"])
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "model":
+            chosen["model.model_type"] = model_type(value)
+        elif key not in elsewhere and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
+            chosen[key] = value
+    together = " ".join(f"{key}={value}" for key, value in sorted(chosen.items()))
+    return {together} if chosen["method"] == "untrained" else {together, f"dataset={value_of(words, 'dataset')}"}
+
+
+def different(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The rows that show something which none before them shows: there are too many to run them all."""
+    shown: set[str] = set()
+    found = []
+    for name, row in rows:
+        if not shown_by(name, row) <= shown:
+            shown |= shown_by(name, row)
+            found.append((name, row))
+    return found
+
+
+DIFFERENT_ROWS = different(FULL_ROWS)
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +99,13 @@ def composed(*words: str) -> RunSpec:
 
 
 def ran(*words: str) -> tuple[RunSpec, dict[str, Any]]:
-    """Run a command in this process; what it means, and its result."""
+    """Run a command in this process; what it means, and its result, which may be that of another experiment."""
     ended = retable(*words)
     assert ended.code == 0, ended.err
     spec = composed(*words)
-    return spec, json.loads((spec.folder / "result.json").read_text())
+    known = record.status(spec)
+    assert known.state == "done" and known.result is not None
+    return spec, known.result
 
 
 def measured_items(result: dict[str, Any]) -> set[int]:
@@ -149,11 +192,17 @@ def test_runs_at_debug_fast_share_their_base(outputs: Path) -> None:
 CHANGED = {
     "model": {"id", "from_run", "architecture", "tokenizer"},
     "training": {"steps", "epochs", "batch_size", "micro_batch_size", "too_long", "log_every", "checkpoint_every"},
+    "method": {"max_new_tokens"},
+    "optimizer": set(),
+    "engine": set(),
+    "adapter": set(),
+    "penalty": {"samples", "max_length"},
+    "mix": {"samples", "max_length", "max_new_tokens", "dataset"},
 }
 
 
 def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
-    """A local copy of a hub set, with the columns that its templates name; long texts among them."""
+    """A local copy of a hub set, with the columns that its templates name; one text is too long for any training."""
     columns = {
         field
         for value in dataset.values()
@@ -161,19 +210,29 @@ def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
         for _, field, _, _ in Formatter().parse(value)
         if field
     }
-    rows = [{column: f"{column} {number} " * (1 + 40 * (number % 4)) for column in columns} for number in range(16)]
+    repeats = [1 + number % 4 for number in range(15)] + [1000]
+    rows = [{column: f"{column} {number} " * times for column in columns} for number, times in enumerate(repeats)]
     rows = [{**row, **(dataset["where"] or {})} for row in rows]
     folder = root / dataset["path"].rpartition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{dataset['split']}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def without_place(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a part without where its data lies."""
-    return {**settings, "dataset": {**(settings.get("dataset") or {}), "data_root": None}}
+def test_every_method_part_model_type_and_data_set_is_among_the_rows_that_run() -> None:
+    def choices_of(rows: list[tuple[str, str]]) -> tuple[set[tuple[str | None, ...]], set[str | None]]:
+        words = [expand([f"experiment={name}", "scale=full", f"row={row}"]) for name, row in rows]
+        combinations = {
+            (*(value_of(of_row, group) for group in ("method", *PARTS)), model_type(value_of(of_row, "model")))
+            for of_row in words
+        }
+        trained = [of_row for of_row in words if value_of(of_row, "method") != "untrained"]
+        return combinations, {value_of(of_row, "dataset") for of_row in trained}
+
+    assert len(DIFFERENT_ROWS) < len(FULL_ROWS)
+    assert choices_of(DIFFERENT_ROWS) == choices_of(FULL_ROWS)
 
 
-@pytest.mark.parametrize(("name", "row"), FULL_ROWS)
+@pytest.mark.parametrize(("name", "row"), DIFFERENT_ROWS)
 def test_every_full_scale_row_runs_with_a_small_random_model(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, row: str
 ) -> None:
@@ -184,21 +243,24 @@ def test_every_full_scale_row_runs_with_a_small_random_model(
         if dataset and dataset["source"] == "hub":
             write_local_copy(dataset, tmp_path / "data")
             local.append(f"{'+' if group != 'dataset' else ''}{group}.data_root={tmp_path / 'data'}")
-    if full.parents:  # the runs it takes up must find the data too
+    measured = "evaluation=mini_world_validation"
+    if full.parents:  # the run it takes up has data and an evaluation of its own
         monkeypatch.setenv("RETABLE_DATA", str(tmp_path / "data"))
-    spec, result = ran(*words, *local, "evaluation=mini_world_validation", "debug=random", f"outputs={outputs}")
+        named = [*full.config["model"]["from_run"], measured]
+        local.append(f"model.from_run=[{','.join(repr(word) for word in named)}]")
+    spec, result = ran(*words, *local, measured, "debug=random", f"outputs={outputs}")
 
-    for group in ("method", "optimizer", "engine", "adapter", "penalty", "mix"):
-        assert without_place(spec.config[group]) == without_place(full.config[group])
     for group, changed in CHANGED.items():
         differs = {key for key, value in spec.config[group].items() if value != full.config[group][key]}
         assert differs <= changed
+    own, of_full = (found.config["mix"].get("dataset") or {} for found in (spec, full))
+    assert {**own, "data_root": None} == {**of_full, "data_root": None}
     architecture = spec.start.config["model"]["architecture"]
     assert architecture["model_type"] == full.config["model"]["model_type"]
     assert result["method_metrics"].get("train/steps", 2) == 2
     assert measured_items(result) == {4}
     assert all(all_finite(values) for values in (result["method_metrics"], *result["metrics"].values()))
-    saved = spec.folder / "model" / "config.json"
+    saved = record.status(spec).folder / "model" / "config.json"
     if saved.is_file():
         built = json.loads(saved.read_text())
         assert (built["model_type"], built["num_hidden_layers"]) == (architecture["model_type"], 2)

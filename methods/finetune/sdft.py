@@ -94,6 +94,7 @@ class Sdft(Objective):
     frozen = ("teacher",)
     # One seed draws the answers of a micro-batch: which rows are in it decides what is drawn.
     couples = "micro-batch"
+    prompted = True
     _restored: Mapping[str, Tensor] | None = None
     _has_moved = False
 

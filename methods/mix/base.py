@@ -33,6 +33,7 @@ class Mix(Part):
 
     config: MixConfig
     kinds = ("causal",)
+    prompted: ClassVar[bool] = False  # it answers the prompts of the data set
     replaces: ClassVar[bool] = False  # its examples stand in place of the data set's, not beside them
 
     def examples(self, context: Context) -> Examples:

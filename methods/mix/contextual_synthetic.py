@@ -36,6 +36,7 @@ class ContextualSynthetic(Mix):
     """The base model's own answers to the fine-tuning prompts, trained on beside the data set's."""
 
     config: ContextualSyntheticConfig
+    prompted = True
 
     def examples(self, context: Context) -> Examples:
         """Answer the prompts, or take what another run has answered with the same model."""

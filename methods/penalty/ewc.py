@@ -12,7 +12,6 @@ a whole sequence, and log p(y|x) the sum over its target tokens. `fisher_on` say
     data            the fine-tuning data and its labels: the empirical Fisher
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from torch import Tensor, distributed, nn
 
 from evals.ranks import Ranks
 from methods.batch import Batch
+from methods.context_free import context_free_samples
 from methods.examples import Examples
 from methods.kinds import Causal
 from methods.method import Context
-from methods.mix.context_free import context_free_samples
 from methods.penalty.base import Penalty
 
 
@@ -84,7 +83,7 @@ class Ewc(Penalty):
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Estimate the Fisher information, or take what another run has found for the same model and sequences."""
         sequences = self._sequences(context)
-        fisher = context.cached("fisher", {"sequences": digest(sequences)}, lambda: fisher_of(context, sequences))
+        fisher = context.cached("fisher", {"sequences": sequences.digest(), "trained": sorted(context.trained_names)}, lambda: fisher_of(context, sequences))
         self._fisher = context.share_of(fisher)
         size = sum(values.numel() for values in fisher.values())
         return {
@@ -125,14 +124,6 @@ def drawn(data: Examples, samples: int, max_length: int, seed: int) -> Examples:
     return Examples.of(cut, data.targets[chosen].tolist())
 
 
-def digest(sequences: Examples) -> str:
-    """A hash of what the sequences are, and of which tokens carry loss."""
-    found = hashlib.sha256()
-    for array in (sequences.tokens, sequences.starts, sequences.targets):
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
-
-
 def fisher_of(context: Context, sequences: Examples) -> dict[str, Tensor]:
     """The diagonal of the Fisher information of the starting model, by parameter, on the CPU.
 
@@ -140,7 +131,7 @@ def fisher_of(context: Context, sequences: Examples) -> dict[str, Tensor]:
     """
     model, ranks = context.unsharded(), Ranks()
     model.eval()  # no dropout
-    named = dict(model.named_parameters())
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     own = range(ranks.rank, len(sequences), ranks.count)
     turns = context.steps("Fisher information", math.ceil(len(sequences) / ranks.count))
     means = mean_squared_gradients(_logps(context.kind, model, sequences, own, turns), list(named.values()))

@@ -57,16 +57,17 @@ def clean(spec: RunSpec, needed_by: str = "") -> retention.Cleaned:
 
 
 def who_needs_weights(specs: Iterable[RunSpec]) -> dict[Path, str]:
-    """By a run's folder, a run that starts from it: another one of the command, or one on disk that is not done."""
+    """By a run's folder, a run that starts from it: another one of the command, or one on disk that is not done.
+
+    They may know it by the name that it has in another experiment; its end is the same.
+    """
     specs = list(specs)
-    needed = {parent.folder: spec.name for spec in specs for parent in spec.needed}
+    needed = {parent.identity[:8]: spec.name for spec in specs for parent in spec.needed}
     if any(spec.config["keep"] == "none" for spec in specs):
-        by_name = {spec.name: spec.folder for spec in specs}
         for root in {Path(spec.config["outputs"]).expanduser() for spec in specs}:
             for child, parent in _unfinished_children(root):
-                if parent in by_name:
-                    needed.setdefault(by_name[parent], child)
-    return needed
+                needed.setdefault(parent.rpartition("-")[2], child)
+    return {spec.folder: needed[spec.identity[:8]] for spec in specs if spec.identity[:8] in needed}
 
 
 def _unfinished_children(root: Path) -> Iterable[tuple[str, str]]:
@@ -77,8 +78,9 @@ def _unfinished_children(root: Path) -> Iterable[tuple[str, str]]:
             folders.clear()
             if "result.json" not in files:
                 try:
-                    parent = json.loads((Path(place) / "environment.json").read_text(encoding="utf-8")).get("parent")
+                    noted = json.loads((Path(place) / "environment.json").read_text(encoding="utf-8"))
                 except ValueError:  # it is just being written by an older version
                     continue
-                if parent:
-                    yield Path(place).name, parent
+                for parent in noted.get("needed") or [noted.get("parent")]:
+                    if parent:
+                        yield Path(place).name, parent

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from evals import task_index
 from evals.local_data import local_copy
-from runners import estimate, ledger, record, signatures
+from runners import estimate, fingerprint, ledger, record, signatures
 from runners.compose import RunSpec
 from runners.errors import UserError
 from runners.estimate import gigabytes
@@ -122,15 +122,15 @@ def _data(specs: Iterable[RunSpec]) -> Iterable[tuple[str, Need]]:
     for spec in specs:
         if not _roles(spec, "trained"):
             continue
-        data = spec.config["dataset"]
-        if data["source"] == "mini_world":
-            yield f"mini world, {data['skill']}", Need("made here, nothing to download")
-        elif data["source"] == "file":
-            yield data["path"], Need("local file")
-        else:
-            copy = local_copy(data["path"], data["data_root"]).get(data["split"])
-            where = f"local copy {copy}" if copy else ""
-            yield data["path"], Need(where, "" if copy else "dataset", data["revision"])
+        for _, data in fingerprint.data_sets(spec.config):
+            if data["source"] == "mini_world":
+                yield f"mini world, {data['skill']}", Need("made here, nothing to download")
+            elif data["source"] == "file":
+                yield data["path"], Need("local file")
+            else:
+                copy = local_copy(data["path"], data["data_root"]).get(data["split"])
+                where = f"local copy {copy}" if copy else ""
+                yield data["path"], Need(where, "" if copy else "dataset", data["revision"])
 
 
 def _task_data(specs: Iterable[RunSpec]) -> Iterable[tuple[str, Need]]:
@@ -140,10 +140,10 @@ def _task_data(specs: Iterable[RunSpec]) -> Iterable[tuple[str, Need]]:
         for task in evaluation["tasks"]:
             for path, config in task_index._leaves(task["name"], roots):
                 name = config.get("dataset_path")
-                if path.is_relative_to(task_index.OWN_TASKS):
-                    yield "mini world", Need("made here, nothing to download")
-                elif "custom_dataset" in config:
-                    yield task["name"], Need("made by the task's own code")
+                if "custom_dataset" in config:
+                    ours = path.is_relative_to(task_index.OWN_TASKS)
+                    made = Need("made here, nothing to download" if ours else "made by the task's own code")
+                    yield "mini world" if ours else task["name"], made
                 elif name in ("json", "csv", "parquet", "text"):
                     yield task["name"], Need("files that the task names")
                 elif name:

@@ -86,7 +86,7 @@ def unfinished_parents(specs: Iterable[RunSpec], cells: set[Path]) -> list[RunSp
     def visit(spec: RunSpec) -> None:
         if record.status(spec).state == "done":
             return
-        for parent in spec.parents:
+        for parent in spec.needed:
             if parent.folder not in found and record.status(parent).state != "done":
                 visit(parent)
                 if parent.folder not in cells:

@@ -6,9 +6,10 @@
   (also a done run without this number), else *stale*, else *missing* (also a run in progress).
 - A **relation** (`minus`, `over`) is computed per seed and then averaged, so that what two rows share cancels.
 - A **verdict** compares a cell with its published number: *not comparable* (published at another scale, or this scale's
-  setting is ours), *differs* (outside an interval of at least 3 seeds), *reproduced* (inside it, and the whole interval
-  no wider than the tolerance), else *inconclusive*. The tolerance is the published entry's own, by default half the
-  published gap to the baseline row; for a relation, half the gap it states. No published number, no verdict.
+  setting is ours or partly so), *differs* (outside an interval of at least 3 seeds), *reproduced* (inside it, and the
+  whole interval no wider than the tolerance), else *inconclusive*. The tolerance is the published entry's own, by
+  default half the published gap to the baseline row (the row's own `baseline`, else the experiment's); for a relation,
+  half the gap it states. No published number, no verdict.
 """
 
 from __future__ import annotations
@@ -171,6 +172,8 @@ def _verdict(scale: Scale, cell: Cell, entry: Published, gaps: Sequence[Gap], de
         return "not comparable", f"published at scale {entry.scale}, this is scale {scale.key}"
     if scale.setting == "ours":
         return "not comparable", f"the setting of scale {scale.key} is ours, not the paper's"
+    if scale.setting == "partly ours":
+        return "not comparable", f"parts of the setting of scale {scale.key} are ours, not the paper's (see the note)"
     if cell.n < cell.expected:
         return "inconclusive", f"{cell.n} of {cell.expected} seeds: {describe(gaps)}"
     if cell.n < MINIMUM_SEEDS or cell.mean is None or cell.half_width is None:
@@ -200,7 +203,7 @@ def _published(
 
 def _published_gap(experiment: Experiment, entry: Published) -> float | None:
     """Published distance of the entry's row to the baseline row, same column and scale; None: unknown."""
-    baseline = experiment.baseline
+    baseline = experiment.rows[entry.row].baseline or experiment.baseline
     if baseline is None or entry.row == baseline:
         return None
     for other in experiment.published:

@@ -23,7 +23,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Scale:
-    """`setting`: "paper" when it is sourced, "ours" when it is not."""
+    """`setting`: "paper" when it is sourced, "ours" when it is not, "partly ours" when the note says what is not."""
 
     key: str
     seeds: tuple[int, ...]
@@ -36,7 +36,8 @@ class Row:
     """A row with runs of its own, or the mean of other rows.
 
     seeds: the row's own, or those of the rows it is the mean of; None for the scale's. group: the key of its group,
-    by default its own. mean_of: keys of the rows whose per-seed mean it is.
+    by default its own. mean_of: keys of the rows whose per-seed mean it is. baseline: in place of the experiment's, for
+    what is published of this row; itself for no gap.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Row:
     group: str = ""
     group_label: str = ""
     mean_of: tuple[str, ...] = ()
+    baseline: str | None = None
 
     @property
     def deterministic(self) -> bool:
@@ -182,16 +184,22 @@ class Experiment:
     def _check_scales(self) -> None:
         for scale in self.scales.values():
             where = f"scales.{scale.key}"
-            if scale.setting not in ("paper", "ours"):
-                raise ValueError(f"{where}.setting must be 'paper' or 'ours', got {scale.setting!r}")
+            if scale.setting not in ("paper", "partly ours", "ours"):
+                raise ValueError(f"{where}.setting must be 'paper', 'partly ours' or 'ours', got {scale.setting!r}")
             if scale.key == "full" and scale.setting == "ours":
-                raise ValueError(f"{where}.setting must be 'paper' (ours is never called full), got 'ours'")
+                raise ValueError(
+                    f"{where}.setting must be 'paper' or 'partly ours' (ours is never called full), got 'ours'"
+                )
+            if scale.setting == "partly ours" and not scale.note:
+                raise ValueError(f"{where}.note must say which parts of the setting are ours, got none")
             if scale.key not in self.columns:
                 raise ValueError(f"columns must have an entry for every scale, got none for {scale.key!r}")
             _check_seeds(scale.seeds, where)
         for row in self.rows.values():
             if row.seeds is not None:
                 _check_seeds(row.seeds, f"rows.{row.key}")
+            if row.baseline is not None:
+                self._check_row(row.baseline, f"rows.{row.key}.baseline")
         if self.baseline is not None:
             self._check_row(self.baseline, "baseline")
 
@@ -301,7 +309,7 @@ def _entry(kind: Callable[..., T], entry: Mapping[str, Any], where: str, **given
 
 
 def _row(key: str, entry: Mapping[str, Any], scales: Iterable[str]) -> Row:
-    for name in ("group", "group_label"):
+    for name in ("group", "group_label", "baseline"):
         if not isinstance(entry.get(name) or "", str):
             raise ValueError(f"rows.{key}.{name} must be a text, got {entry[name]!r}")
     mean_of = entry.get("mean_of") or ()
@@ -319,6 +327,7 @@ def _row(key: str, entry: Mapping[str, Any], scales: Iterable[str]) -> Row:
         group=entry.get("group") or key,
         group_label=entry.get("group_label") or "",
         mean_of=tuple(mean_of),
+        baseline=entry.get("baseline"),
     )
 
 

@@ -169,13 +169,16 @@ def _footnotes(
     scale = measured.scale
     if scale.setting == "ours":
         yield f"Setting: ours. Scale {scale.key} is not the paper's and claims none of its numbers."
+    if scale.setting == "partly ours":
+        yield f"Setting: partly ours. Not all of scale {scale.key} is the paper's: it claims none of its numbers."
     if scale.note:
         yield scale.note
     if any(cell.half_width is not None for row in (*rows, *relations) for cell in row.cells):
         yield (
             "± is the half-width of the 95% Student-t interval of the mean over seeds; in brackets, the number of "
-            "seeds. It covers what the seed changes: neither a shared parent (such as the pre-trained base), which "
-            "keeps its own seed, nor the choice of the evaluation's items."
+            "seeds. It covers what the seed changes, not what all seeds share: a shared parent (such as the "
+            "pre-trained base), which keeps its own seed, the samples of a mix, the sequences of a penalty, the choice "
+            "of the evaluation's items."
         )
     if relations:
         yield "Differences and ratios are computed seed by seed, then averaged."

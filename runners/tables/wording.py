@@ -101,7 +101,7 @@ def citation(table: Table) -> str:
 
 
 def scale_line(table: Table) -> str:
-    return f"{table.name}, scale {table.scale}" + (" (setting: ours)" if table.setting == "ours" else "")
+    return f"{table.name}, scale {table.scale}" + ("" if table.setting == "paper" else f" (setting: {table.setting})")
 
 
 def notes(table: Table) -> tuple[str, ...]:

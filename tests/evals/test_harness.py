@@ -359,6 +359,7 @@ def test_more_examples_than_there_are(copier, tokenizer, fewshot_tasks):
 
 @pytest.mark.parametrize(("max_length", "cut"), [(15, 0), (14, 4)])
 def test_cut_prompts_of_scored_answers(copier, tokenizer, caplog, max_length, cut):
+    caplog.set_level(logging.WARNING)
     # "copy 12345:" and its answer have 11 + 5 tokens, of which the last is not read.
     result = run(copier, tokenizer, TaskRequest("mini_world_copy", limit=4), max_length=max_length)
     assert result.cut_prompts == {"mini_world_copy": cut}

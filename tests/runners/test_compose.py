@@ -179,7 +179,7 @@ def test_override_that_does_not_fit(composer: Path, override: str, message: str)
         ("training.epochs=1", "must set exactly one of training.steps (2) and training.epochs (1.0)"),
         ("training.steps=null", "must set exactly one of training.steps (None) and training.epochs (None)"),
         ("engine.offload=all", "engine.offload=all needs engine.zero_stage >= 3, got 0"),
-        ("model.id=gpt2", "must set exactly one of model.id, model.from_run, model.architecture"),
+        ("model.id=gpt2", "must set exactly one of model.id, model.from_run, model.from_runs, model.architecture"),
         ("model.tokenizer=null", "model.tokenizer must be given with model.architecture"),
         ("dataset.source=hub", "dataset.path must be set for source hub"),
         # Names that only the data, the tasks or the code know.
@@ -255,8 +255,63 @@ def test_a_parent_may_have_a_parent(composer: Path) -> None:
     assert run.parent.parent.experiment == "mini/pretraining"
 
 
+def listed(*words: str) -> str:
+    """A run's overrides as a value of `model.from_run`."""
+    return f"[{','.join(map(repr, words))}]"
+
+
+TRAINED = ("model=mini_random", "training.steps=3", "evaluation=none")
+
+
+def test_a_soup_has_its_runs_as_parents_and_starts_from_the_first(composer: Path) -> None:
+    runs = [listed(*TRAINED, f"seed={seed}") for seed in (4, 5)]
+    words = ["method=merging/model_soup", "model.from_run=null", "tracker=none"]
+    soup = run_spec([*words, f"model.from_runs=[{','.join(runs)}]"])
+    assert [parent.seed for parent in soup.parents] == [4, 5] and soup.parent == soup.start == soup.parents[0]
+    assert soup.needed == soup.parents
+    other = run_spec([*words, f"model.from_runs=[{','.join(reversed(runs))}]"])
+    longer = run_spec([*words, f"model.from_runs=[{runs[0]},{listed(*TRAINED, 'seed=5', 'optimizer.lr=1e-5')}]"])
+    assert len({soup.identity, other.identity, longer.identity}) == 3
+
+
+def test_a_merging_run_needs_what_its_run_started_from_too(composer: Path) -> None:
+    tuned = ["model=hf", f"model.from_run={listed(*TRAINED)}", "training.steps=2", "evaluation=none"]
+    merged = run_spec(["method=merging/wise_ft", f"model.from_run={listed(*tuned)}", "tracker=none"])
+    assert merged.parent is not None and merged.start == merged.parent and merged.parent.parent is not None
+    assert merged.needed == (merged.parent, merged.parent.parent)
+    alone = run_spec(["method=untrained", f"model.from_run={listed(*tuned)}", "tracker=none"])
+    assert alone.start is alone and alone.needed == alone.parents
+
+
+def test_leave_to_execute_what_a_model_wrote_reaches_parents(composer: Path) -> None:
+    coding = listed("model=mini_random", "evaluation.tasks=[mbpp]")
+    child = ["model=hf", f"model.from_run={listed('model=hf', f'model.from_run={coding}')}", "tracker=none"]
+    with pytest.raises(UserError, match=r"evaluation\.confirm_run_unsafe_code must be true for mbpp"):
+        run_spec(child)
+    allowed = run_spec([*child, "evaluation.confirm_run_unsafe_code=true"])
+    for run in (allowed, allowed.parents[0], allowed.parents[0].parents[0]):
+        assert run.config["evaluation"]["confirm_run_unsafe_code"]
+
+
+def test_a_preset_makes_the_runs_of_a_merging_row_small_and_leaves_its_model(composer: Path) -> None:
+    row = ["experiment=flow/combinations", "scale=full", "row=flow_wise_ft"]
+    merged = run_spec([*row, "debug=random", "evaluation.confirm_run_unsafe_code=true"])
+    assert merged.choices["method"] == "merging/wise_ft" and merged.config["model"]["from_run"] is not None
+    assert merged.parent is not None and merged.parent.choices["method"] == "finetune/flow"
+    assert merged.parent.choices["debug"] == "random" and merged.parent.config["training"]["steps"] == 2
+    architecture = merged.parent.config["model"]["architecture"]
+    assert (architecture["model_type"], architecture["num_hidden_layers"]) == ("gemma2", 2)
+
+
+def test_limits_of_a_preset_reach_the_mix_of_a_parent(composer: Path) -> None:
+    mixed = listed("model=mini_random", "mix=context_free", "mix.samples=700")
+    child = ["model=hf", f"model.from_run={mixed}", "mix=none", "tracker=none"]
+    whole, debug = (run_spec([*child, *words]).parents[0] for words in ([], ["debug=fast"]))
+    assert whole.config["mix"]["samples"] == 700 and debug.config["mix"]["samples"] == 64
+
+
 def test_model_without_weights_is_refused(composer: Path) -> None:
-    message = "must set exactly one of model.id, model.from_run, model.architecture, got []"
+    message = "must set exactly one of model.id, model.from_run, model.from_runs, model.architecture, got []"
     assert refusal(base=("model=hf",)) == message
 
 
@@ -374,6 +429,7 @@ def test_micro_batch_is_part_of_it_where_the_objective_couples_examples(
     method = METHOD.replace("    config: MineConfig\n", f"    config: MineConfig\n    couples = {couples}\n")
     words = [f"plugins={write_plugin(tmp_path / 'coupled', 'coupled', method)}", "method=private/coupled"]
     assert (spec(*words).identity == spec(*words, "training.micro_batch_size=8").identity) is same
+    assert (spec(*words).identity == spec(*words, "processes=2").identity) is same
 
 
 def test_seed_of_the_parent_is_part_of_it(composer: Path) -> None:

@@ -201,6 +201,40 @@ def test_limit_takes_the_first(folder: Path) -> None:
     assert list(load_rows({**world, "limit": 2})) == list(load_rows(world))[:2]
 
 
+SOME = [
+    {"prompt": f"{number}", "answer": "x", "locale": ("us", "es")[number % 2], "small": number < 6}
+    for number in range(8)
+]
+
+
+def test_where_takes_the_rows_with_these_values(folder: Path) -> None:
+    import datasets
+
+    write(folder / "data.jsonl", SOME)
+    datasets.Dataset.from_list(SOME).to_parquet(folder / "data.parquet")
+    wanted = {"locale": "es", "small": True}
+    for name in ("data.jsonl", "data.parquet"):
+        assert [row["prompt"] for row in load_rows(settings(path=name, where=wanted))] == ["1", "3", "5"]
+        # The limit is on what is left.
+        assert [row["prompt"] for row in load_rows(settings(path=name, where=wanted, limit=2))] == ["1", "3"]
+        assert len(load_rows(settings(path=name, where={}))) == len(load_rows(settings(path=name))) == 8
+    world = settings(source="mini_world", skill="relabelled_copy", size=20, path=None)
+    parts = [row["part"] for row in load_rows({**world, "where": {"part": "hard"}})]
+    assert parts == ["hard"] * len(parts) and 0 < len(parts) < 20
+
+
+def test_where_that_nothing_fits_is_told(folder: Path) -> None:
+    write(folder / "data.jsonl", SOME)
+    with pytest.raises(UserError, match=r"^dataset=data\.jsonl: no row has the values of dataset\.where="):
+        load_rows(settings(where={"locale": "jp"}))
+    with pytest.raises(UserError) as error:
+        load_rows(settings(where={"local": "us"}))
+    assert str(error.value) == (
+        "dataset.where={'local': 'us'}: the data set has no column 'local' (nearest: locale); "
+        "it has prompt, answer, locale, small"
+    )
+
+
 def test_local_copy_of_a_hub_set_is_read(folder: Path) -> None:
     (folder / "data" / "gsm8k").mkdir(parents=True)
     write(folder / "data" / "gsm8k" / "train.jsonl", [{"question": "1+1?", "answer": "2"}])

@@ -102,6 +102,35 @@ def test_preset_comes_after_the_row_and_before_what_the_user_typed(words: list[s
     ]
 
 
+def test_limits_of_a_preset_count_where_the_choice_has_such_a_key(words: list[str], own_preset: Path) -> None:
+    limits = ["mix.samples=5", "mix.max_new_tokens=6", "penalty.samples=7", "method.scale=8"]
+    own_preset.write_text(f"overrides: [training.steps=3]\nlimits: [{', '.join(limits)}]\n")
+
+    def limited(*chosen: str) -> list[str]:
+        return preset([words[0], "debug=short", *chosen])[1:]
+
+    assert limited() == limited("mix=none", "penalty=l2_sp") == limited("mix=of_nobody") == []
+    assert limited("mix=context_free") == ["mix.samples=5"]
+    assert limited("mix=contextual_synthetic") == ["mix.samples=5", "mix.max_new_tokens=6"]
+    assert limited("penalty=ewc", "method=private/mine") == ["penalty.samples=7", "method.scale=8"]
+    # What a row chooses counts too, and what the user types wins.
+    table = own_preset.parents[1] / "experiment" / "tried" / "table.yaml"
+    table.write_text(EXPERIMENT.replace("[method=finetune/flow]", "[method=finetune/flow, mix=context_free]"))
+    typed = [*words, "row=flow", "debug=short"]
+    assert value_of(expand(typed), "mix.samples") == "5"
+    assert value_of(expand([*typed, "mix.samples=9"]), "mix.samples") == "9"
+    assert value_of(expand([*words, "row=sft", "debug=short"]), "mix.samples") is None
+
+
+def test_a_merging_row_takes_no_model_of_a_preset(words: list[str], own_preset: Path) -> None:
+    own_preset.write_text("overrides: [training.steps=3, model.id=null, model.tokenizer=bytes]\n")
+    table = own_preset.parents[1] / "experiment" / "tried" / "table.yaml"
+    table.write_text(EXPERIMENT.replace("[method=finetune/flow]", "[method=merging/wise_ft]"))
+    found = {row: expand([*words, f"row={row}", "debug=short"]) for row in ("sft", "flow")}
+    assert value_of(found["flow"], "model.tokenizer") is None and value_of(found["sft"], "model.tokenizer") == "bytes"
+    assert value_of(found["flow"], "training.steps") == value_of(found["sft"], "training.steps") == "3"
+
+
 def test_preset_needs_no_experiment(words: list[str], own_preset: Path) -> None:
     typed = [words[0], "training.steps=9", "debug=short"]
     assert expand(typed) == ["training.steps=3", "evaluation=none", "seed=8", *typed]
@@ -128,6 +157,13 @@ def test_unknown_preset_comes_with_the_nearest(words: list[str], own_preset: Pat
 def test_preset_without_a_list_of_overrides_is_refused(words: list[str], own_preset: Path, text: str) -> None:
     own_preset.write_text(text)
     with pytest.raises(UserError, match=r"short\.yaml: a preset needs `overrides`, a list of key=value"):
+        expand([*words, "debug=short"])
+
+
+@pytest.mark.parametrize("limits", ["mix.samples=3", "{mix.samples: 3}", "[{mix.samples: 3}]", "null"])
+def test_limits_that_are_no_list_of_overrides_are_refused(words: list[str], own_preset: Path, limits: str) -> None:
+    own_preset.write_text(f"overrides: [training.steps=3]\nlimits: {limits}\n")
+    with pytest.raises(UserError, match=r"short\.yaml: a preset needs `limits`, a list of key=value"):
         expand([*words, "debug=short"])
 
 

@@ -72,14 +72,14 @@ def test_methods_differ(sources: Sources) -> None:
 
 def test_editing_a_method_changes_it_and_no_other(sources: Sources) -> None:
     before = fingerprints()
-    sources.edit("methods/finetune/flow.py", "np.exp(-losses_n / temperature)", "np.exp(-losses_n * temperature)")
+    sources.edit("methods/finetune/flow.py", "np.exp(-losses_M / temperature)", "np.exp(-losses_M * temperature)")
     after = fingerprints()
     assert after["flow"] != before["flow"] and after["sft"] == before["sft"]
 
 
 def test_editing_what_a_method_builds_on_changes_both(sources: Sources) -> None:
     before = fingerprints()
-    sources.edit("methods/finetune/sft.py", "Loss(-self", "Loss(-2 * self")
+    sources.edit("methods/finetune/sft.py", "Loss(-forward", "Loss(-2 * forward")
     after = fingerprints()
     assert after["flow"] != before["flow"] and after["sft"] != before["sft"]
 
@@ -109,8 +109,8 @@ def test_editing_engine_data_or_evaluation_changes_every_method(
         ("methods/finetune/flow.py", "class Flow(Sft):\n", "class Flow(Sft):\n    # a comment\n\n"),
         (
             "methods/finetune/flow.py",
-            "(losses_n: Losses, temperature: float)",
-            "(\n    losses_n: Losses,\n    temperature: float\n)",
+            "(losses_M: Losses, temperature: float)",
+            "(\n    losses_M: Losses,\n    temperature: float\n)",
         ),
         ("runners/training.py", '"""The one training loop', '"""The training loop'),
         # What only shows or keeps a result.

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, LlamaForCausalLM
 
 from evals.byte_tokenizer import byte_tokenizer
 from runners.errors import UserError
-from runners.models import load_model
+from runners.models import load_model, load_tokenizer
 from tests.models import tiny_llama
 
 
@@ -43,3 +43,17 @@ def test_of_another_run_nothing_is_said(saved: Path) -> None:
         path.rename(saved / "model" / path.name)
     settings = {**settings_of(saved, "qwen3"), "id": None}
     assert isinstance(load_model(settings, saved, 259), LlamaForCausalLM)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "olmo", "gemma2", "gemma3_text", "qwen2", "qwen3"])
+def test_tokenizer_of_another_run_is_the_one_it_has_saved(tmp_path: Path, model_type: str) -> None:
+    """Whatever models of its type have: for qwen2 `AutoTokenizer` would add a token, and split words its way."""
+    tokenizer, text = byte_tokenizer(), "Word  12345 é\n\n→"
+    for generation in ("first", "second"):
+        folder = tmp_path / generation / "model"
+        AutoConfig.for_model(model_type).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        tokenizer = load_tokenizer({**settings_of(tmp_path, None), "id": None}, tmp_path / generation)
+        assert tokenizer.get_vocab() == byte_tokenizer().get_vocab()
+        assert tokenizer(text)["input_ids"] == byte_tokenizer()(text)["input_ids"]
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 257, 258)

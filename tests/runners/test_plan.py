@@ -275,3 +275,9 @@ def test_published_numbers_are_not_comparable_with_another_setting() -> None:
     assert {entry["scale"] for entry in own.experiment["published"]} == {"full"}
     (other,) = plans([*full, "model=llama_3_2_3b"])
     assert {entry["scale"] for entry in other.experiment["published"]} == {"full, unchanged"}
+
+
+def test_a_row_whose_baseline_is_not_shown_has_no_gap() -> None:
+    (plan,) = plans(["experiment=talr/medcalc_1e6", "row=l2_qwen3_4b", "scale=full"])
+    assert plan.experiment["rows"]["l2_qwen3_4b"]["baseline"] == "l2_qwen3_4b"
+    Experiment.from_config(plan.experiment)

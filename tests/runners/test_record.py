@@ -1,17 +1,20 @@
 """The files of a run: their state, and that none is ever half written."""
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from runners import record
+from runners import checkpoints, record
 from runners.compose import RunSpec, run_spec
 from runners.errors import UserError
 from runners.record import Recorder, read_result, set_aside, status, write_atomically, write_json
 from tests.command import UNTRAINED
+from tests.runs import write_done
 
 
 @pytest.fixture
@@ -93,6 +96,67 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, "new, but only half of it")
     assert path.read_text() == "old"
+
+
+def of_experiment(spec: RunSpec, name: str) -> RunSpec:
+    """The same run as another experiment has it: all that decides it is the same, its name is not."""
+    return dataclasses.replace(spec, config={**spec.config, "experiment": {"name": name}, "row": "own"})
+
+
+def write_weights(folder: Path) -> None:
+    aside = checkpoints.written_aside(folder / "model")
+    (aside / "model.safetensors").write_bytes(b"x")
+    checkpoints.seal(aside, folder / "model")
+
+
+def test_the_same_run_of_another_experiment_counts(spec: RunSpec) -> None:
+    for name in ("paper/table", "table"):
+        other = of_experiment(spec, name)
+        assert other.identity == spec.identity and other.folder != spec.folder
+        assert status(spec).state == "missing"
+        folder = write_done(other)
+        assert (status(spec).state, status(spec).folder) == ("done", folder)
+        assert status(spec).result == read_result(folder)
+        shutil.rmtree(folder)
+
+
+def test_a_run_counts_only_where_source_and_whole_identity_are_the_same(spec: RunSpec) -> None:
+    folder = write_done(of_experiment(spec, "paper/table"))
+    result = read_result(folder)
+    assert result is not None
+    for changed in ({"source": "of before"}, {"identity": f"{spec.identity[:8]}99999999"}):
+        write_json(folder / "result.json", {**result, **changed})
+        assert status(spec).state == "missing"
+    write_json(folder / "result.json", result)
+    assert status(spec).state == "done"
+    set_aside(folder)  # what a run was before is not counted
+    assert status(spec).state == "missing"
+
+
+def test_the_same_run_of_another_experiment_counts_in_further_folders_and_after_its_own(spec: RunSpec) -> None:
+    here = dataclasses.replace(spec, config={**spec.config, "runs_from": ["cluster"]})
+    there = dataclasses.replace(spec, config={**spec.config, "outputs": "cluster"})
+    folder = write_done(of_experiment(there, "paper/table"))
+    assert (status(here).state, status(here).folder) == ("done", folder)
+    own = write_done(spec)
+    assert (status(here).state, status(here).folder) == ("done", own)
+    write_json(own / "result.json", {**(read_result(own) or {}), "source": "of before"})
+    assert (status(here).state, status(here).folder) == ("done", folder)
+
+
+def test_weights_are_taken_from_where_they_are(spec: RunSpec) -> None:
+    """Of a run that is done here and for other experiments, any of them may hold the final weights."""
+    assert record.weights(spec) == (spec.folder, f"{spec.folder} is not done")
+    own, first, second = (write_done(run) for run in (spec, of_experiment(spec, "a/a"), of_experiment(spec, "b/b")))
+    _, problem = record.weights(spec)
+    assert problem is not None and all(f"{folder} holds no final weights" in problem for folder in (own, first, second))
+    write_weights(second)
+    assert record.weights(spec) == (second, None)
+    write_weights(first)
+    (first / "model" / "model.safetensors").write_bytes(b"longer")
+    assert record.weights(spec) == (second, None)
+    write_weights(own)
+    assert record.weights(spec) == (own, None)
 
 
 def test_a_damaged_result_is_named(spec: RunSpec) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,31 @@ def test_a_parent_runs_first_once_and_its_weights_are_taken():
     assert all(result_of(path)["parent"] == parents[0].name for path in children)
     untrained = retable(*child, "method=untrained", "keep=last")
     assert untrained.code == 0
+
+
+def test_a_parent_that_another_experiment_has_done_is_taken(tmp_path):
+    """Its weights are loaded from where they lie; where it has kept none, it is run again in its own place."""
+    plugin = write_plugin(tmp_path / "plugin")
+    table = plugin / "conf/experiment/tried/table.yaml"
+    (plugin / "conf/experiment/other.yaml").write_text(table.read_text().replace("name: tried/table", "name: other"))
+    plugins = f"plugins={plugin}"
+    done = retable(plugins, "experiment=tried/table", "row=sft", "seed=2", "tracker=none")
+    assert done.code == 0, done.err
+    theirs = only_run("outputs/tried/table/sft-*")
+    child = ["model=mini", from_run(["experiment=other", "row=sft", "seed=2"]), "method=untrained", "evaluation=none",
+             "tracker=none", "keep=last", plugins]  # fmt: skip
+    ended = retable(*child)
+    assert ended.code == 0, ended.err
+    assert "which runs first" not in ended.err and not Path("outputs/other").exists()
+    shutil.rmtree(theirs / "model")
+    again = retable(*child, "seed=2")
+    assert again.code == 0, again.err
+    assert "holds no final weights" in again.err and "it is run again" in again.err
+    own = only_run("outputs/other/sft-*")
+    assert (own / "model").is_dir() and not (theirs / "model").exists()
+    assert result_of(own)["identity"] == result_of(theirs)["identity"]
+    for number in (1, 2):
+        assert "which runs first" not in retable(*child, f"seed={2 + number}").err
 
 
 def test_a_stale_parent_is_refused_with_the_way_out():

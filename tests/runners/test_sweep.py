@@ -93,7 +93,7 @@ def test_a_run_without_a_seed_has_the_default_one(composer: Path) -> None:
 
 
 def test_cells_share_the_parent_that_was_checked_once(composer: Path) -> None:
-    ((_, specs),) = check_all(["experiment=flow/language"])
+    ((_, specs),) = check_all(["experiment=flow/language", "row=pretrained,sft,flow"])
     assert len({id(spec.parent) for spec in specs}) == 1 and specs[0].parent is not None
     alone = run_spec(specs[-1].overrides)
     assert alone.identity == specs[-1].identity and alone.parent == specs[-1].parent

@@ -65,6 +65,10 @@ class FakeContext:
     def trained_parameters(self):
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def trained_names(self):
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
     def cached(self, what, decides, make):
         self.decided.append((what, dict(decides)))
         return dict(make())

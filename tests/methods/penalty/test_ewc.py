@@ -8,7 +8,7 @@ import torch
 
 from methods.examples import Examples
 from methods.kinds import Causal
-from methods.penalty.ewc import Ewc, EwcConfig, digest, drawn, fisher_of, mean_squared_gradients, quadratic
+from methods.penalty.ewc import Ewc, EwcConfig, drawn, fisher_of, mean_squared_gradients, quadratic
 from methods.penalty.l2_sp import L2Sp, L2SpConfig
 from tests.methods.mix.fakes import BOS, FakeContext, byte_llama, encoded
 from tests.models import random_examples, tiny_llama
@@ -41,7 +41,9 @@ def one_token(counts):
 
 
 def fisher(model, sequences):
-    return fisher_of(SimpleNamespace(kind=Causal(), unsharded=lambda: model, steps=lambda what, total: range(total)), sequences)
+    return fisher_of(
+        SimpleNamespace(kind=Causal(), unsharded=lambda: model, steps=lambda what, total: range(total)), sequences
+    )
 
 
 def test_all_twos_is_the_sum_form_of_l2():
@@ -153,7 +155,7 @@ def test_drawn_examples():
     cut = drawn(data, 100, 3, seed=0)
     assert len(cut) == 3, "one has no target among its first three tokens"
     assert cut.lengths.max() == 3
-    assert digest(few) == digest(drawn(data, 2, 10, seed=0)) != digest(drawn(data, 2, 10, seed=5))
+    assert few.digest() == drawn(data, 2, 10, seed=0).digest() != drawn(data, 2, 10, seed=5).digest()
     with pytest.raises(ValueError, match=r"penalty\.max_length=2: no example has a token"):
         drawn(Examples.of([[1, 2, 3]], [2]), 1, 2, seed=0)
 

@@ -128,6 +128,38 @@ def test_weights_that_an_unfinished_child_needs_stay(composer: Path) -> None:
     assert f"final weights kept: {child.name} starts from them" in ended.out
 
 
+def test_weights_that_an_unfinished_merging_run_needs_stay(composer: Path) -> None:
+    """Those of its run, and those that its run started from."""
+    tuned = ["model=hf", "model.from_run=['model=mini_random']", "evaluation=none"]
+    words = ["method=merging/wise_ft", f"model.from_run=[{','.join(map(repr, tuned))}]", "tracker=none"]
+    ((_, (merged,)),) = check_all(words)
+    Recorder(merged).open({})
+    for needed in merged.needed:
+        folder = fill(needed)
+        ended = retable(*needed.overrides, "job=clean", "keep=none")
+        assert ended.code == 0 and left_in(folder) == {"model"}
+        assert f"final weights kept: {merged.name} starts from them" in ended.out
+    assert len(merged.needed) == 2
+
+
+def test_weights_that_an_unfinished_run_knows_by_another_name_stay(composer: Path) -> None:
+    ((_, (child,)),) = check_all(CHILD)
+    assert child.parent is not None
+    Recorder(child).open({})
+    words = [*child.parent.overrides, f"plugins={write_plugin(composer / 'plugin')}"]
+    table = composer / "plugin/conf/experiment/tried/table.yaml"
+    table.write_text(
+        "# @package experiment\nname: tried/table\nrows: {own: {overrides: [model=mini_random]}}\n"
+        "scales: {mini: {setting: ours, seeds: [1]}}\ncolumns: {}\n"
+    )
+    ((_, (same,)),) = check_all([*words, "experiment=tried/table", "row=own"])
+    assert same.identity == child.parent.identity and same.name != child.parent.name
+    parent = fill(same)
+    ended = retable(*words, "experiment=tried/table", "row=own", "job=clean", "keep=none")
+    assert ended.code == 0 and left_in(parent) == {"model"}
+    assert f"final weights kept: {child.name} starts from them" in ended.out
+
+
 def test_only_the_runs_that_the_command_means_are_cleaned(composer: Path) -> None:
     ((_, specs),) = check_all([*UNTRAINED, "seed=1,2,3"])
     for spec in specs:

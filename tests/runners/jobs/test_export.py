@@ -123,6 +123,17 @@ def test_the_base_model_is_at_the_beginning_of_the_chain(composer: Path) -> None
     assert "starting from `Qwen/Qwen3-0.6B-Base`" in card(folder) and child.parent.name in card(folder)
 
 
+def test_the_base_model_of_a_soup_is_that_of_its_runs(composer: Path) -> None:
+    runs = ",".join(f"['model=qwen3_0_6b','seed={seed}']" for seed in (1, 2))
+    words = ["method=merging/model_soup", "model.from_run=null", f"model.from_runs=[{runs}]", "tracker=none"]
+    soup = run_spec(words)
+    folder = write_done(soup)
+    assert "base_model" not in card(folder)
+    for parent in soup.parents:
+        write_done(parent)
+    assert "base_model: Qwen/Qwen3-0.6B-Base\n" in card(folder)
+
+
 def test_a_row_of_an_experiment_cites_its_table_and_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plugin = write_plugin(tmp_path / "plugin")

@@ -109,7 +109,7 @@ def test_nothing_heavy_is_imported(composer: Path) -> None:
     code = "import sys; from runners.main import main; main(); assert not {'torch', 'transformers'} & set(sys.modules)"
     command = [sys.executable, "-c", code, "-m", "experiment=flow/language", "job=plan"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "7 of 7 cells would run, and 1 parent first" in done.stdout, done.stderr
+    assert done.returncode == 0 and "31 of 31 cells would run, and 1 parent first" in done.stdout, done.stderr
 
 
 # What is needed ----------------------------------------------------------------------------------------------
@@ -120,7 +120,19 @@ def test_a_full_scale_names_models_data_and_tasks(composer: Path, cache: Path) -
     missing = "MISSING here; the hub was not asked (HF_HUB_OFFLINE)"
     for name in ("google/gemma-2-2b", "meta-math/MetaMathQA", "allenai/ai2_arc", "cais/mmlu", "openai/gsm8k"):
         assert f"{name} {missing}" in lines
-    assert "Memory (estimate): unknown for pretrained, sft, flow: the model's size is not known here" in lines
+    rows = "pretrained, sft, linear_probe, lora, l2, wise_ft, flow"
+    text = " ".join(lines)
+    assert f"Memory (estimate): unknown for {rows}: the model's size is not known here" in text
+
+
+def test_data_of_a_mix_and_of_our_tasks_on_hub_sets_are_named_too(composer: Path, cache: Path) -> None:
+    mixed = planned(*UNTRAINED[:4], "tracker=none", "mix=replay", "evaluation=none")
+    assert "mini world, pretraining made here, nothing to download" in mixed
+    words = ["mix.dataset.source=hub", "+mix.dataset.path=owner/texts", "evaluation=none"]
+    missing = "MISSING here; the hub was not asked (HF_HUB_OFFLINE)"
+    assert f"owner/texts {missing}" in planned(*UNTRAINED[:4], "tracker=none", "mix=replay", *words)
+    lines = planned(*UNTRAINED[:4], "tracker=none", "method=untrained", "evaluation.tasks=[medcalc,mini_world_sort]")
+    assert f"ncbi/MedCalc-Bench-v1.0 {missing}" in lines and "mini world made here, nothing to download" in lines
 
 
 def test_local_copies_and_files_are_found(composer: Path, cache: Path) -> None:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from runners.expand import config_roots, load_experiment
 from runners.tables.table import build_table
 from tests.runners.tables.experiments import CONFIG, GAP, VALUE, cell, config, run, runs
 
@@ -93,6 +94,32 @@ def test_the_default_tolerance_is_half_the_published_gap_to_the_baseline():
     assert verdict([VALUE, relation], runs("flow", [0.599, 0.6, 0.602])).tolerance == 1.5
 
 
+# The gap to sft is 10, to the row's own baseline 4.
+@pytest.mark.parametrize(("own", "tolerance"), [(None, 5.0), ("base", 2.0), ("sft", 5.0), ("flow", None)])
+def test_a_row_may_have_a_baseline_of_its_own(own, tolerance):
+    rows = {**CONFIG["rows"], "flow": {"label": "FLOW", "baseline": own}}
+    others = [{**VALUE, "row": "sft", "value": 50.0}, {**VALUE, "row": "base", "value": 56.0}]
+    found = verdict([VALUE, *others], runs("flow", [0.599, 0.6, 0.602]), rows=rows)
+    assert found.tolerance == tolerance
+    assert found.verdict == ("inconclusive" if tolerance is None else "reproduced")
+
+
+def test_a_row_has_a_baseline_of_its_own_where_the_experiment_has_none():
+    rows = {**CONFIG["rows"], "flow": {"label": "FLOW", "baseline": "sft"}}
+    relation = {**GAP, "value": -3.0}
+    found = verdict([VALUE, relation], runs("flow", [0.599, 0.6, 0.602]), rows=rows, baseline=None)
+    assert found.tolerance == 1.5
+
+
+def test_talr_holds_the_rows_of_a_model_against_fine_tuning_of_the_same_model():
+    """Halves of 0.796 - 0.784 and 0.697 - 0.692; against the average the first would be half of 0.104."""
+    table = build_table(load_experiment("talr/medcalc_1e6", config_roots([])), "full", [])
+    assert cell(table, "l2_qwen3_4b", "general").tolerance == pytest.approx(0.006)
+    assert cell(table, "avg_l2", "general").tolerance == pytest.approx(0.0025)
+    assert cell(table, "sft_qwen3_4b", "general").tolerance is None
+    assert cell(table, "avg_sft", "general").tolerance is None
+
+
 def test_without_tolerance_and_gap_nothing_is_reproduced():
     found = verdict([VALUE], runs("flow", [0.599, 0.6, 0.602]))
     assert found.verdict == "inconclusive"
@@ -117,6 +144,15 @@ def test_a_number_of_another_scale_is_not_comparable():
 def test_a_setting_of_ours_is_not_comparable_even_at_its_own_scale():
     entry = {**VALUE, "scale": "mini", "tolerance": 50.0}
     assert verdict([entry], runs("flow", [0.6, 0.6, 0.6]), scale="mini").verdict == "not comparable"
+
+
+def test_a_setting_that_is_partly_ours_is_not_comparable_at_its_own_scale():
+    scales = {"full": {"setting": "partly ours", "note": "Batch 64 is ours.", "seeds": [1, 2, 3]}}
+    columns = {"full": CONFIG["columns"]["full"]}
+    entry = {**VALUE, "tolerance": 50.0}
+    found = verdict([entry], runs("flow", [0.6, 0.6, 0.6]), scales=scales, columns=columns)
+    assert found.verdict == "not comparable" and found.mean == pytest.approx(60.0)
+    assert found.reason == "parts of the setting of scale full are ours, not the paper's (see the note)"
 
 
 def test_the_number_of_this_scale_is_preferred():

@@ -27,8 +27,14 @@ DROP = {"of": "general", "below": "base"}
         (config(scales={"full": {"setting": "ours", "seeds": [1]}}), "ours is never called full"),
         (
             config(scales={"mini": {"setting": "mine", "seeds": [1]}}),
-            "setting must be 'paper' or 'ours', got 'mine'",
+            "setting must be 'paper', 'partly ours' or 'ours', got 'mine'",
         ),
+        (
+            config(scales={"full": {"setting": "partly ours", "seeds": [1]}}),
+            "scales.full.note must say which parts of the setting are ours, got none",
+        ),
+        (row(baseline="dpo"), "rows.r.baseline must name one of the rows base, sft, flow, r, got 'dpo'"),
+        (row(baseline=["sft"]), r"rows.r.baseline must be a text, got \['sft'\]"),
         (config(scales={"mini": {"note": "no seeds"}}), r"scales.mini.seeds must list .* got \[\]"),
         (config(scales={"mini": {"seeds": [1, 1]}}), r"scales.mini.seeds must list .* got \[1, 1\]"),
         (

@@ -1,5 +1,6 @@
 """What the terminal shows and which files are written."""
 
+import dataclasses
 import io
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from runners.tables.formats import to_csv, to_latex, to_markdown, values_to_csv
+from runners.tables.page import to_html
 from runners.tables.render import render_terminal, write_files
 from runners.tables.table import build_table
 from tests.runners.tables.shown_table import NASTY, RUNS, config, run, table
@@ -50,6 +52,13 @@ def test_the_legend_of_published_numbers_is_shown_only_where_there_are_some(form
     assert "Under a number:" in form(table())
     without = form(table(published=()))
     assert "Under a number:" not in without and "half-width" in without
+
+
+@pytest.mark.parametrize("form", [printed, to_markdown, to_latex, lambda shown: to_html(shown, [])])
+@pytest.mark.parametrize("setting", ["ours", "partly ours"])
+def test_every_form_says_whose_setting_it_is_unless_it_is_the_papers(form, setting):
+    assert f"setting: {setting}" in form(dataclasses.replace(table(), setting=setting))
+    assert "setting:" not in form(table())
 
 
 def test_the_terminal_output_fits_100_columns_and_has_no_codes_when_piped():

@@ -21,6 +21,15 @@ def test_footnotes_say_which_runs_are_left_out_and_what_the_interval_leaves_out(
     assert "Left out: FLOW seed 3: failed (loss is not finite; outputs/flow-3)." in notes
     assert "Left out: FLOW seed 9: not listed by the experiment." in notes
     assert "shared parent" in notes and "Setting: ours" in notes and "a miniature" in notes
+    assert "the samples of a mix, the sequences of a penalty" in notes
+
+
+def test_a_setting_that_is_partly_ours_is_a_footnote():
+    scales = {"full": {"setting": "partly ours", "note": "Batch 64 is ours.", "seeds": [1]}}
+    given = config(scales=scales, columns={"full": CONFIG["columns"]["full"]})
+    notes = build_table(given, "full", []).footnotes
+    assert notes[0].startswith("Setting: partly ours.") and notes[1] == "Batch 64 is ours."
+    assert not any(note.startswith("Setting") for note in build_table(config(), "full", []).footnotes)
 
 
 def test_published_entries_without_a_place_are_counted():
