@@ -1,7 +1,7 @@
 """What a model writes after the BOS token alone: samples of its own distribution over whole sequences.
 
-Context-free synthetic data trains on them (`methods/mix/context_free.py`), EWC estimates the Fisher information on them,
-and KL(base || tuned) is measured on them.
+Context-free synthetic data trains on them (`methods/mix/context_free.py`), EWC estimates the Fisher information on
+them, and KL(base || tuned) is measured on them.
 """
 
 from typing import Any

@@ -386,16 +386,18 @@ def _check_combination(config: dict[str, Any]) -> None:
         )
     fingerprint.check_files(config)
     _check_skill("dataset", config["dataset"])
-    try:
-        requests = [TaskRequest(**task) for task in (*config["evaluation"]["tasks"], *_validation(config))]
-        if requests:
-            check_requests(
-                requests,
-                config["evaluation"]["include_path"],
-                confirm_run_unsafe_code=config["evaluation"]["confirm_run_unsafe_code"],
-            )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    # Each on its own: other items of one task may choose, and measure.
+    for key, tasks in (("evaluation.tasks", config["evaluation"]["tasks"]), ("method.validation", _validation(config))):
+        try:
+            requests = [TaskRequest(**task) for task in tasks]
+            if requests:
+                check_requests(
+                    requests,
+                    config["evaluation"]["include_path"],
+                    confirm_run_unsafe_code=config["evaluation"]["confirm_run_unsafe_code"],
+                )
+        except ValueError as error:
+            raise UserError(str(error).replace("evaluation.tasks", key)) from error
 
 
 def _validation(config: dict[str, Any]) -> list[dict[str, Any]]:

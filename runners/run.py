@@ -201,8 +201,8 @@ def _check_world(spec: RunSpec, world: int) -> None:
     said = spec.what_decides()["training"].get("processes")
     if said is not None and said != world:
         raise UserError(
-            f"processes={spec.config['processes']}: method={spec.choices['method']} couples the examples of a process, so "
-            f"it must be told how many there are; {world} were started, the configuration says {said}"
+            f"processes={spec.config['processes']}: method={spec.choices['method']} couples the examples of a process, "
+            f"so it must be told how many there are; {world} were started, the configuration says {said}"
         )
 
 

@@ -83,7 +83,8 @@ class Ewc(Penalty):
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Estimate the Fisher information, or take what another run has found for the same model and sequences."""
         sequences = self._sequences(context)
-        fisher = context.cached("fisher", {"sequences": sequences.digest(), "trained": sorted(context.trained_names)}, lambda: fisher_of(context, sequences))
+        decides = {"sequences": sequences.digest(), "trained": sorted(context.trained_names)}
+        fisher = context.cached("fisher", decides, lambda: fisher_of(context, sequences))
         self._fisher = context.share_of(fisher)
         size = sum(values.numel() for values in fisher.values())
         return {

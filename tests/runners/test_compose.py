@@ -274,6 +274,24 @@ def test_a_soup_has_its_runs_as_parents_and_starts_from_the_first(composer: Path
     assert len({soup.identity, other.identity, longer.identity}) == 3
 
 
+def test_the_task_by_which_a_soup_chooses_is_checked_like_those_that_measure_it(composer: Path) -> None:
+    runs = ",".join(listed(*TRAINED, f"seed={seed}") for seed in (4, 5))
+    words = ["method=merging/model_soup", "method.recipe=greedy", "model.from_run=null", f"model.from_runs=[{runs}]",
+             "tracker=none"]  # fmt: skip
+
+    def greedy(task: str, *more: str) -> RunSpec:
+        validation = f"method.validation={{task:{task},metric:'acc,none',metadata:{{split:validation}}}}"
+        return run_spec([*words, validation, *more])
+
+    # Other items of a task that measures it too.
+    assert greedy("mini_world_sort", "evaluation.tasks=[mini_world_sort]").config["method"]["recipe"] == "greedy"
+    assert (
+        greedy("mini_world_sort", "evaluation=none").identity != greedy("mini_world_copy", "evaluation=none").identity
+    )
+    with pytest.raises(UserError, match=r"^method\.validation: unknown lm-eval task 'mini_world_srot'"):
+        greedy("mini_world_srot")
+
+
 def test_a_merging_run_needs_what_its_run_started_from_too(composer: Path) -> None:
     tuned = ["model=hf", f"model.from_run={listed(*TRAINED)}", "training.steps=2", "evaluation=none"]
     merged = run_spec(["method=merging/wise_ft", f"model.from_run={listed(*tuned)}", "tracker=none"])
