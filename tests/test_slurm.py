@@ -151,7 +151,7 @@ def cluster(running: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def run_of(outputs: Path, seed: int) -> Path:
     """The folder of the run with this seed; it need not exist yet."""
-    return next(iter(outputs.glob(f"runs/*-s{seed}-*")), outputs / "none")
+    return next(iter(outputs.glob(f"runs/[!.]*-s{seed}-*")), outputs / "none")
 
 
 def logged_steps(run: Path) -> int:
