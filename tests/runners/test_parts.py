@@ -149,16 +149,16 @@ def test_lora_of_full_rank_reaches_the_loss_of_sft(tmp_path: Path) -> None:
 
 
 def test_every_part_gives_the_same_weights_at_every_stage_and_on_two_processes(tmp_path: Path) -> None:
-    stages = (0, 2, 3)
+    """Every part at stage 3 on two processes, and at other stages in turn, on one and on two."""
     single = {name: ran(tmp_path / "one", *words) for name, words in PARTS.items()}
-    for stage in (1, 3):
-        for name, words in PARTS.items():
-            found = ran(tmp_path / f"one {stage}", f"engine.zero_stage={stage}", *words)
-            assert largest_change(found, single[name]) < 1e-4, f"{name}, stage {stage}"
+    for number, (name, words) in enumerate(PARTS.items()):
+        stage = 1 + number % 3
+        found = ran(tmp_path / f"one {stage}", f"engine.zero_stage={stage}", *words)
+        assert largest_change(found, single[name]) < 1e-4, f"{name}, stage {stage}"
     specs = {
         (name, stage): composed(tmp_path / f"two {stage}", f"engine.zero_stage={stage}", *words)
-        for stage in stages
-        for name, words in PARTS.items()
+        for number, (name, words) in enumerate(PARTS.items())
+        for stage in (3, number % 3)
     }
     processes.launch(2, 1, execute_all, list(specs.values()))
     for (name, stage), spec in specs.items():
