@@ -32,6 +32,7 @@ NEEDED = {
     ("model", "hf"): ["model.id=owner/name"],
     ("dataset", "file"): ["dataset.path=data.jsonl"],
     ("dataset", "hub"): ["dataset.path=openai/gsm8k"],
+    ("method", "finetune/sdft"): ["dataset.loss_on=completion"],  # it answers the prompts
     ("method", "merging/model_soup"): [
         "model.from_run=null",
         "model.from_runs=[['experiment=mini/pretraining','seed=1'],['experiment=mini/pretraining','seed=2']]",
