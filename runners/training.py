@@ -171,7 +171,8 @@ def train(
             sums = terms.accumulate(engine, own, further)
             where = f"at step {step + 1} of {total}, batch of examples {_listed(batches.global_batch(step))}"
             # Over all processes, so that they stop together.
-            (summed,) = _sums_over_processes([sum(value for value, _ in sums.values())], engine.world)
+            minimised = sum(sums[name][0] for name in ("train/loss", "train/penalty", "mix/loss") if name in sums)
+            (summed,) = _sums_over_processes([minimised], engine.world)
             if not math.isfinite(summed):
                 raise NonFiniteError(f"loss is {summed} {where}; the weights were not updated")
             norm = engine.step(factor, where)
