@@ -102,3 +102,9 @@ def _without_own_defaults(model: nn.Module) -> Iterator[None]:
 def _until(tokens: list[int], eos: int) -> list[int]:
     """Up to the first EOS and with it; what follows is padding."""
     return tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
+
+
+def prompt_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that something follows: without an EOS that the tokenizer may put behind them."""
+    encoded = tokenizer(list(texts), return_attention_mask=False)["input_ids"]
+    return [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else list(ids) for ids in encoded]

@@ -34,7 +34,11 @@ class Context(Protocol):
 
     @property
     def texts(self) -> list[tuple[str, str]]:
-        """Prompt and completion of the training examples, before they were tokenised."""
+        """Prompt and completion of all training examples, in their order, before they were tokenised.
+
+        Raises:
+            UserError: some were too long and were dropped.
+        """
         ...
 
     def tokenized(self, dataset: Mapping[str, Any]) -> Examples:

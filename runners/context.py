@@ -27,6 +27,7 @@ from runners.compose import RunSpec
 from runners.data import load_rows, texts, tokenize
 from runners.engine import TrainingEngine, close_frozen, device, follow, frozen_engine
 from runners.errors import UserError
+from runners.evaluation import by_lm_eval
 from runners.models import context_length, load_model, load_tokenizer
 from runners.progress import progress
 from runners.record import Recorder
@@ -69,8 +70,14 @@ class RunContext:
 
     @property
     def texts(self) -> list[tuple[str, str]]:
-        """Prompt and completion of the training examples, before they were tokenised."""
-        return texts(load_rows(self.config["dataset"]), self.config["dataset"])
+        """Prompt and completion of the training examples, before they were tokenised, in their order."""
+        found = texts(load_rows(self.config["dataset"]), self.config["dataset"])
+        if len(found) != len(self._original.examples):
+            raise UserError(
+                "training.too_long=drop: the texts of all examples are needed, and "
+                f"{len(found) - len(self._original.examples)} were dropped; set it to error or truncate"
+            )
+        return found
 
     def tokenized(self, dataset: Mapping[str, Any]) -> Examples:
         """The examples of `dataset:` settings."""
@@ -261,24 +268,10 @@ class RunContext:
 
     def score(self, weights: Mapping[str, Tensor], task: Mapping[str, Any], metric: str) -> float:
         """What an lm-eval task (with the keys of one of `evaluation.tasks`) gives to weights."""
-        from evals.harness import TaskRequest, evaluate
-
-        settings = self.config["evaluation"]
         model = self._model_of_run()
         model.load_state_dict(dict(weights))
-        found = evaluate(
-            model.to(device()).eval(),
-            self.tokenizer,
-            [TaskRequest(**task)],
-            batch_size=settings["batch_size"],
-            limit=settings["limit"],
-            max_length=settings["max_length"],
-            data_root=settings["data_root"],
-            include_path=settings["include_path"],
-            seed=self.seed,
-            apply_chat_template=settings["apply_chat_template"],
-            confirm_run_unsafe_code=settings["confirm_run_unsafe_code"],
-        ).metrics
+        placed = model.to(device()).eval()
+        found = by_lm_eval(placed, self.tokenizer, [task], self.config["evaluation"], self.seed).metrics
         name = task["name"]
         if metric not in found.get(name, {}):
             raise UserError(f"method.validation: task {name} has no metric {metric}; it has {', '.join(found[name])}")

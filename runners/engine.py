@@ -57,6 +57,13 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def sum_over_processes(tensor: Tensor) -> None:
+    """Sum a tensor on the CPU over all processes, in place."""
+    moved = tensor.to(device())
+    torch.distributed.all_reduce(moved)
+    tensor.copy_(moved.cpu())
+
+
 def ds_config(settings: Mapping[str, Any], clip_norm: float | None) -> dict[str, Any]:
     """DeepSpeed's configuration for `engine:` settings.
 

@@ -20,7 +20,7 @@ from methods.kinds import adapter
 from runners import preemption, processes, record
 from runners.batches import Batches
 from runners.compose import RunSpec
-from runners.engine import close_frozen, device, frozen_engine
+from runners.engine import close_frozen, device, frozen_engine, sum_over_processes
 from runners.models import load_model
 from runners.progress import progress
 from runners.start import Start, Tell
@@ -115,9 +115,7 @@ def _compare(
             tell(done, len(samples))
     if world > 1:  # the last of an uneven share was seen twice
         for tensor in (sums_3S, seen_S):
-            moved = tensor.to(device())
-            torch.distributed.all_reduce(moved)
-            tensor.copy_(moved.cpu())
+            sum_over_processes(tensor)
     kl_S, base_S, tuned_S = (sums_3S / seen_S).numpy()
     tokens_S = (samples.lengths - samples.targets).astype(np.int64)
     return chain_rule(kl_S, tokens_S), log_ratio(base_S, tuned_S, tokens_S)

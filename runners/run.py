@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evals.harness import Evaluation, Stopped, TaskRequest, evaluate
+from evals.harness import Evaluation
 from runners import (
     failures,
     fingerprint,
@@ -30,6 +30,7 @@ from runners.context import RunContext
 from runners.data import load_rows
 from runners.engine import close_frozen, device, frozen_engine
 from runners.errors import UserError
+from runners.evaluation import by_lm_eval
 from runners.kl_to_base import with_kl_to_base
 from runners.models import load_model
 from runners.record import Recorder
@@ -271,41 +272,22 @@ def _evaluate(spec: RunSpec, context: RunContext, world: int) -> Evaluation:
     sharded = engine["zero_stage"] == 3 and world > 1
     placed: Any = frozen_engine(model, engine) if sharded else model.to(device()).eval()
     try:
-        measured = _lm_eval(spec, context, placed.module if sharded else placed, sharded)
+        measured = by_lm_eval(
+            placed.module if sharded else placed,
+            context.tokenizer,
+            settings["tasks"],
+            settings,
+            spec.seed,
+            journal=spec.folder / "evaluation.jsonl",
+            fingerprint=f"{spec.identity}-{spec.source}",
+            lockstep=sharded,
+            on_progress=context.tell("evaluation"),
+        )
         if settings["kl_to_base"]:
             measured = with_kl_to_base(measured, spec, context.tokenizer, placed, dtype, context.tell)
         return measured
     finally:
         close_frozen(placed)
-
-
-def _lm_eval(spec: RunSpec, context: RunContext, model: Any, sharded: bool) -> Evaluation:
-    settings = spec.config["evaluation"]
-    if not settings["tasks"]:
-        return Evaluation()
-    try:
-        return evaluate(
-            model,
-            context.tokenizer,
-            [TaskRequest(**task) for task in settings["tasks"]],
-            batch_size=settings["batch_size"],
-            limit=settings["limit"],
-            max_length=settings["max_length"],
-            data_root=settings["data_root"],
-            include_path=settings["include_path"],
-            seed=spec.seed,
-            apply_chat_template=settings["apply_chat_template"],
-            confirm_run_unsafe_code=settings["confirm_run_unsafe_code"],
-            journal=spec.folder / "evaluation.jsonl",
-            fingerprint=f"{spec.identity}-{spec.source}",
-            lockstep=sharded,
-            should_stop=preemption.requested,
-            on_progress=context.tell("evaluation"),
-        )
-    except Stopped:
-        raise processes.stop("in its evaluation") from None
-    except ValueError as error:
-        raise UserError(f"evaluation: {error}") from error
 
 
 @contextlib.contextmanager

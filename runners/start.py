@@ -22,7 +22,7 @@ from methods.kinds.causal import frozen
 from runners import cache, fingerprint, preemption, processes, record
 from runners.batches import Batches
 from runners.compose import RunSpec
-from runners.engine import device
+from runners.engine import device, sum_over_processes
 from runners.progress import progress
 
 Tell = Callable[[int, int], None]
@@ -96,7 +96,7 @@ class Start:
                     tell(done, len(examples))
             for tensor in (found, known):
                 if self._world > 1:
-                    _sum_over_processes(tensor)
+                    sum_over_processes(tensor)
             # What two processes have both measured, the last of an uneven share, counts once.
             return {"values": found / known}
 
@@ -163,9 +163,3 @@ def _token_places(batch: Batch, ends_n: NDArray[np.int64]) -> Tensor:
     for example, count in zip(batch.example_S.tolist(), batch.target_mask_BT.sum(1).tolist(), strict=True):
         places.append(torch.arange(int(ends_n[example]) - count, int(ends_n[example])))
     return torch.cat(places)
-
-
-def _sum_over_processes(tensor: Tensor) -> None:
-    moved = tensor.to(device())
-    torch.distributed.all_reduce(moved)
-    tensor.copy_(moved.cpu())

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from methods.batch import Batch
 from methods.divergences import generalized_jsd
 from methods.forward import Forward
-from methods.generation import Sampling
+from methods.generation import Sampling, prompt_tokens
 from methods.kinds.causal import frozen
 from methods.method import Context
 from methods.objective import Loss, Objective
@@ -100,14 +100,9 @@ class Sdft(Objective):
 
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Tokenise the teacher's prompts; give a moving average back what it was when the run was interrupted."""
-        texts, data, config = context.texts, context.examples, self.config
-        if len(texts) != len(data):
-            raise ValueError(
-                f"method=finetune/sdft: needs every example of the data set, {len(data)} of {len(texts)} are left; "
-                "set training.too_long to error or truncate"
-            )
+        texts, config = context.texts, self.config
         shown = [config.template.format(prompt=x, demonstration=y) for x, y in texts]
-        self._teacher_prompts = _tokens(context.tokenizer, shown)
+        self._teacher_prompts = prompt_tokens(context.tokenizer, shown)
         longest = max(len(prompt) for prompt in self._teacher_prompts) + config.max_new_tokens
         limit = _context_length(context.role("policy"))
         if limit is not None and longest > limit:
@@ -187,12 +182,6 @@ class Sdft(Objective):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the moving average until its model is there."""
         self._restored = state.get("teacher")
-
-
-def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts that something follows: without an EOS that the tokenizer may put behind them."""
-    encoded = tokenizer(list(texts), return_attention_mask=False)["input_ids"]
-    return [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else list(ids) for ids in encoded]
 
 
 def _context_length(model: nn.Module) -> int | None:

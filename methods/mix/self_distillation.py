@@ -15,13 +15,13 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 from pydantic import NonNegativeFloat, PositiveInt
 
 from methods.examples import Examples
-from methods.generation import Sampling
+from methods.generation import Sampling, prompt_tokens
 from methods.method import Context
 from methods.mix.base import Mix
 
@@ -85,19 +85,10 @@ class SelfDistillation(Mix):
     replaces = True
 
     def examples(self, context: Context) -> Examples:
-        """The data set in its order, with y~ in place of y where it is kept.
-
-        Raises:
-            ValueError: the data set's texts and its examples are not the same in number.
-        """
+        """The data set in its order, with y~ in place of y where it is kept."""
         config, data, texts, tokenizer = self.config, context.examples, context.texts, context.tokenizer
-        if len(texts) != len(data):
-            raise ValueError(
-                f"mix=self_distillation: needs every example of the data set, {len(data)} of {len(texts)} are left; "
-                "set training.too_long to error or truncate"
-            )
         shown = [config.template.format(prompt=x, completion=y) for x, y in texts]
-        prompts = _tokens(tokenizer, shown)
+        prompts = prompt_tokens(tokenizer, shown)
         sampling = Sampling(
             max_new_tokens=config.max_new_tokens,
             eos=tokenizer.eos_token_id,
@@ -106,7 +97,7 @@ class SelfDistillation(Mix):
             top_p=config.top_p,
         )
         written = context.generate(f"self-distillation-{config.seed}", prompts, sampling, config.batch_size)
-        asked = _tokens(tokenizer, [x for x, _ in texts])
+        asked = prompt_tokens(tokenizer, [x for x, _ in texts])
         settings, longest = context.config["dataset"], context.config["training"]["max_length"]
         sequences: list[Sequence[int]] = []
         targets: list[int] = []
@@ -133,9 +124,3 @@ class SelfDistillation(Mix):
     def report(self, examples: Examples) -> Mapping[str, float]:
         """Also the share of answers that are the base model's own."""
         return {**super().report(examples), "mix/rewritten": self._kept / len(examples)}
-
-
-def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts that something follows: without an EOS that the tokenizer may put behind them."""
-    encoded = tokenizer(list(texts), return_attention_mask=False)["input_ids"]
-    return [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else list(ids) for ids in encoded]

@@ -330,6 +330,8 @@ def test_weights_measured_of_another_model_or_data_set_are_never_used(tmp_path: 
     assert temperature("optimizer.lr=2e-3") == own  # measured again
 
 
+DROPPING = ("dataset.skill=word_problems", "training.max_length=75", "training.too_long=drop")
+
 # Bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +352,8 @@ def test_weights_measured_of_another_model_or_data_set_are_never_used(tmp_path: 
         (("mix=context_free", "mix.max_length=5000"), "training.max_length"),
         (("mix=replay", "mix.dataset.skill=nothing"), "mix.dataset.skill=nothing: no such skill"),
         (("mix=replay", "mix.dataset={source: file}"), "dataset.path must be set for source file"),
+        (("mix=self_distillation", *DROPPING), "training.too_long=drop: the texts of all examples are needed, and"),
+        (("method=finetune/sdft", *DROPPING), "training.too_long=drop: the texts of all examples are needed, and"),
         (("penalty=l2_sp", "penalty.decoupled=true"), "penalty.decoupled=true: needs penalty.norm=l2 and penalty.red"),
         (("penalty=sfa", "penalty.beta=1.5"), "penalty.beta=1.5: should be less than or equal to 1"),
         (("method=merging/wise_ft",), "method=merging/wise_ft: needs model.from_run"),

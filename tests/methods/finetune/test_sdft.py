@@ -306,13 +306,6 @@ def test_longer_than_the_model_takes():
         prepared(max_new_tokens=257 - longest)
 
 
-def test_examples_that_were_dropped():
-    context = FakeContext(byte_llama(), TEXTS)
-    context.texts = context.texts[:-1]
-    with pytest.raises(ValueError, match="method=finetune/sdft: needs every example"):
-        Sdft(SdftConfig()).prepare(context)
-
-
 @pytest.mark.parametrize("template", ["{prompt}", "{prompt}{demonstration}{x}", "{prompt}{demonstration", "plain"])
 def test_template(template):
     with pytest.raises(ValueError, match=r"^method\.template="):

@@ -120,13 +120,6 @@ def test_by_the_model_itself_the_data_set_keeps_order_and_count():
         assert examples.prompt(index).tolist() == TOKENIZER(prompt)["input_ids"]
 
 
-def test_examples_that_were_dropped():
-    context = FakeContext(byte_llama(), TEXTS)
-    context.examples = encoded(TEXTS[:3])
-    with pytest.raises(ValueError, match=r"mix=self_distillation: needs every example of the data set, 3 of 4"):
-        SelfDistillation(SelfDistillationConfig()).examples(context)
-
-
 @pytest.mark.parametrize(("template", "message"), [
     ("{prompt}", "must contain {prompt} and {completion}, nothing else"),
     ("{prompt}{completion}{answer}", "nothing else"),
