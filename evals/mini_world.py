@@ -244,7 +244,7 @@ def _pool(skill: str, split: str, part: str) -> list[Content]:
 # Drawing items ----------------------------------------------------------------------------------------------
 
 
-def _draw(pool: Sequence[Content], count: int, rng: random.Random) -> list[Content]:
+def draw(pool: Sequence[Content], count: int, rng: random.Random) -> list[Content]:
     """`count` distinct elements in random order; the first ones do not depend on `count`.
 
     A partial Fisher-Yates shuffle on `rng.random()`, the one method whose sequence Python promises never to
@@ -303,7 +303,7 @@ def items(skill: str, split: str, count: int, seed: int, part: str | None = None
     drawn = {}
     for name in dict.fromkeys(turns):
         rng = random.Random(f"mini world: {skill} {split} {name} {seed}")
-        drawn[name] = iter(_draw(_pool(skill, split, name), order.count(name), rng))
+        drawn[name] = iter(draw(_pool(skill, split, name), order.count(name), rng))
     return [_SOURCES[skill].item(skill, next(drawn[name])) for name in order]
 
 

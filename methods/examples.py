@@ -14,20 +14,38 @@ class Examples:
 
     tokens: int32. starts: int64 [n + 1], where each sequence begins. targets: int64 [n], the offset inside its
     sequence of the first token that carries loss (at least 1: a first token is predicted from nothing).
+
+    Responses to one prompt are a group: group_starts, int64 [g + 1], says where each group of sequences begins (None:
+    every sequence is a group of its own), labels, float32 [n], what the data say of each response: 1 chosen, 0 rejected,
+    or a score (None: nothing).
     """
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]
     targets: NDArray[np.int64]
+    group_starts: NDArray[np.int64] | None = None
+    labels: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, sequences: Iterable[Sequence[int] | NDArray[np.int32]], targets: Iterable[int]) -> "Examples":
-        """From sequences of token ids and, for each, the offset of its first target."""
+    def of(
+        cls,
+        sequences: Iterable[Sequence[int] | NDArray[np.int32]],
+        targets: Iterable[int],
+        group_sizes: Iterable[int] | None = None,
+        labels: Iterable[float] | None = None,
+    ) -> "Examples":
+        """From sequences of token ids and, for each, the offset of its first target; of groups, their sizes too."""
         arrays: list[NDArray[np.int32]] = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
         lengths = np.array([len(array) for array in arrays], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
-        return cls(tokens, starts, np.minimum(np.array(list(targets), dtype=np.int64), lengths))
+        groups = None
+        if group_sizes is not None:
+            groups = np.concatenate([[0], np.cumsum(np.array(list(group_sizes), dtype=np.int64))]).astype(np.int64)
+            if groups[-1] != len(arrays):
+                raise ValueError(f"group_sizes must sum to the number of sequences, {len(arrays)}, got {groups[-1]}")
+        told = None if labels is None else np.array(list(labels), dtype=np.float32)
+        return cls(tokens, starts, np.minimum(np.array(list(targets), dtype=np.int64), lengths), groups, told)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -42,6 +60,11 @@ class Examples:
         """Tokens that carry loss, over all sequences."""
         return int((self.lengths - self.targets).sum())
 
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """Where each group of sequences begins, and the end. Shape [g + 1]."""
+        return np.arange(len(self) + 1) if self.group_starts is None else self.group_starts
+
     def sequence(self, index: int) -> NDArray[np.int32]:
         """The tokens of one sequence."""
         return self.tokens[self.starts[index] : self.starts[index + 1]]
@@ -54,11 +77,22 @@ class Examples:
         return found.hexdigest()
 
     def within(self, length: int, *, cut: bool) -> "Examples":
-        """Those of at most `length` tokens; with `cut` the others too, as far as they go."""
+        """The groups whose sequences have at most `length` tokens; with `cut` the others too, as far as they go."""
         fitting = self.lengths <= length
-        kept = range(len(self)) if cut else np.flatnonzero(fitting).tolist()
-        return Examples.of([self.sequence(i)[:length] for i in kept], [int(self.targets[i]) for i in kept])
+        groups = self.groups
+        kept = [g for g in range(len(groups) - 1) if cut or fitting[groups[g] : groups[g + 1]].all()]
+        members = [index for g in kept for index in range(groups[g], groups[g + 1])]
+        return Examples.of(
+            [self.sequence(i)[:length] for i in members],
+            [int(self.targets[i]) for i in members],
+            None if self.group_starts is None else [int(groups[g + 1] - groups[g]) for g in kept],
+            None if self.labels is None else [float(self.labels[i]) for i in members],
+        )
 
     def prompt(self, index: int) -> NDArray[np.int32]:
         """What stands before the first token that carries loss."""
         return self.sequence(index)[: self.targets[index]]
+
+    def response(self, index: int) -> NDArray[np.int32]:
+        """The tokens that carry loss."""
+        return self.sequence(index)[self.targets[index] :]

@@ -64,6 +64,7 @@ class Context(Protocol):
         what: str,
         values: Callable[[nn.Module, Batch], Tensor],
         per: Literal["example", "token"] = "example",
+        role: str | None = None,
     ) -> NDArray[np.float64]:
         """Measure every training example once with the model that training starts from (evaluation mode, no gradient).
 
@@ -73,6 +74,7 @@ class Context(Protocol):
             what: names it, for its cache and for people.
             values: from the model and a batch to a value for each of its sequences [S] or target tokens [K].
             per: which of the two.
+            role: `reference` for the model of that role, where the run names another one for it.
 
         Returns:
             In the order of the data set: [examples], or all target tokens, one example after the other.
@@ -169,6 +171,8 @@ class Method:
     kinds: ClassVar[tuple[str, ...]] = ()  # kinds of model it works on
     trained: ClassVar[tuple[str, ...]] = ()  # its roles that are trained
     frozen: ClassVar[tuple[str, ...]] = ()  # its roles that are not
+    # Types of data (`dataset.type`) that it can be trained on; none: it looks at none.
+    data: ClassVar[tuple[str, ...]] = ("completion",)
     prompted: ClassVar[bool] = False  # it answers the prompts of the data set
     merges: ClassVar[str | None] = None  # "run" or "runs": its final model is made of those of finished runs
     # What it does not combine with, and why: choices by name ("adapter=lora").

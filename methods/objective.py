@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from methods.batch import Batch
+from methods.examples import Examples
 from methods.forward import Forward
 from methods.kinds import Causal
 from methods.method import Context, Method
@@ -46,6 +47,13 @@ class Objective(Method):
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Once, before training: weights, reference log-probabilities, synthetic data. Returns what to report."""
         return {}
+
+    def arrange(self, context: Context, examples: Examples) -> Examples:
+        """What is trained on, of the data set's examples: those themselves, unless the method rearranges them.
+
+        Called once, before training, by all processes together.
+        """
+        return examples
 
     def shape(self, model: nn.Module) -> None:
         """Choose what is trained of a role's model (`requires_grad_`) before its optimizer is built: all of it."""

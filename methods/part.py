@@ -16,6 +16,7 @@ class Part:
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()  # kinds of model it works on
+    data: ClassVar[tuple[str, ...]] = ()  # types of data (`dataset.type`) that it works on; none: all
     frozen: ClassVar[tuple[str, ...]] = ()  # further models it needs, started from the same weights
     # What it does not combine with, and why: choices by name ("adapter=lora", "method=finetune/linear_probe").
     excludes: ClassVar[Mapping[str, str]] = {}

@@ -3,8 +3,11 @@
 The global batch of a step is a fixed set of examples: a function of seed and step alone. How it is laid out
 (padded or packed, in how many micro-batches, on how many processes) is free, and changes neither loss nor
 gradient of an objective that does not couple examples.
+
+An example is a sequence, or a group of them (the responses to one prompt), which stays in one micro-batch.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from methods.batch import Batch
 from methods.examples import Examples
 
-Row = list[int]  # indices of the examples in a row
+Row = list[int]  # indices of the sequences in a row
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,11 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of a pass over the data; the last may hold fewer examples."""
-        return math.ceil(len(self.examples) / self.batch_size)
+        return math.ceil(self._count / self.batch_size)
+
+    @property
+    def _count(self) -> int:
+        return len(self.examples.groups) - 1
 
     def global_batch(self, step: int) -> NDArray[np.int64]:
         """Indices of the examples of step 0, 1, ...: a new permutation every epoch, by seed and epoch alone."""
@@ -50,7 +57,7 @@ class Batches:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._last_order.get("epoch") != epoch:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            self._last_order.update(epoch=epoch, order=generator.permutation(len(self.examples)))
+            self._last_order.update(epoch=epoch, order=generator.permutation(self._count))
         order: NDArray[np.int64] = self._last_order["order"]
         return order
 
@@ -74,20 +81,44 @@ class Batches:
             yield self._collate([[int(index)] for index in ordered[begin : begin + self.micro_batch_size]])
 
     def _lay_out(self, indices: NDArray[np.int64]) -> list[Batch]:
-        lengths = self.examples.lengths
+        groups = self.examples.groups
+        lengths = np.diff(self.examples.starts[groups])  # of whole groups
         if self.by_length:  # then a micro-batch needs little padding: the order inside a step is free
             indices = indices[np.argsort(-lengths[indices], kind="stable")]
         ordered = [int(index) for index in indices]
-        rows = pack(ordered, lengths, self.row_length) if self.packing else [[index] for index in ordered]
-        share = math.ceil(len(rows) / self.world)
+
+        def members(index: int) -> Row:
+            return list(range(groups[index], groups[index + 1]))
+
+        blocks: list[list[Row]]  # rows that stay together
+        if self.packing:
+            packed = pack(ordered, lengths, self.row_length)
+            blocks = [[[sequence for index in row for sequence in members(index)]] for row in packed]
+        else:
+            blocks = [[[sequence] for sequence in members(index)] for index in ordered]
+        share = math.ceil(len(blocks) / self.world)
         micro_batches = math.ceil(share / self.micro_batch_size)
-        own = rows[self.rank :: self.world]
+        own = blocks[self.rank :: self.world]
         laid_out = []
         for number in range(micro_batches):
-            # Evenly many rows each, so that no micro-batch is a small rest.
+            # Evenly many blocks each, so that no micro-batch is a small rest.
             begin, end = (len(own) * number // micro_batches, len(own) * (number + 1) // micro_batches)
-            laid_out.append(self._collate(own[begin:end]) if end > begin else _without_targets(self._collate(rows[:1])))
+            rows = [row for block in own[begin:end] for row in block]
+            laid_out.append(self._of_groups(rows) if rows else _without_targets(self._of_groups(blocks[0])))
         return laid_out
+
+    def _of_groups(self, rows: list[Row]) -> Batch:
+        """A batch of whole groups, in their order."""
+        batch = self._collate(rows)
+        examples = self.examples
+        order = batch.example_S.numpy()
+        group = label = None
+        if examples.group_starts is not None:
+            number = np.searchsorted(examples.group_starts, order, side="right")
+            group = torch.from_numpy(np.cumsum(np.diff(number, prepend=number[:1]) != 0))
+        if examples.labels is not None:
+            label = torch.from_numpy(examples.labels[order])
+        return dataclasses.replace(batch, group_S=group, label_S=label)
 
     def _collate(self, rows: list[Row]) -> Batch:
         examples = self.examples
@@ -121,7 +152,7 @@ class Batches:
 
 
 def pack(ordered: list[int], lengths: NDArray[np.int64], row_length: int) -> list[Row]:
-    """First-fit-decreasing bin packing of whole sequences (longest first in `ordered`) into rows."""
+    """First-fit-decreasing bin packing of whole sequences or groups (longest first in `ordered`) into rows."""
     rows: list[Row] = []
     free: list[int] = []
     for index in ordered:
@@ -138,13 +169,7 @@ def pack(ordered: list[int], lengths: NDArray[np.int64], row_length: int) -> lis
 
 def _without_targets(batch: Batch) -> Batch:
     """A batch that costs a forward pass and adds nothing: what a process without rows of its own runs."""
-    return Batch(
-        batch.input_ids_BT,
-        batch.position_ids_BT,
-        torch.zeros_like(batch.target_mask_BT),
-        batch.sequence_BT,
-        batch.example_S,
-    )
+    return dataclasses.replace(batch, target_mask_BT=torch.zeros_like(batch.target_mask_BT))
 
 
 def make_batches(

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from evals import mini_world
+from evals import mini_world, preference_world
 from evals.task_index import TaskRequest, check_requests
 from runners import fingerprint, signatures
 from runners.errors import UserError, nearest
@@ -30,7 +30,7 @@ from runners.schema import GROUPS, PARTS, TARGETS, Root
 # Keys that say only where a run happens and where it is logged: not part of its identity.
 _WHERE = {
     "evaluation": ("batch_size", "data_root", "include_path", "confirm_run_unsafe_code"),
-    "engine": ("zero_stage", "offload", "activation_checkpointing", "threads"),
+    "engine": ("zero_stage", "offload", "activation_checkpointing", "logits_chunk", "threads"),
     "training": ("micro_batch_size", "checkpoint_every", "checkpoint_minutes", "log_every", "profile"),
     "model": ("model_type",),  # says again what the weights say
     "dataset": ("data_root",),
@@ -51,6 +51,7 @@ class RunSpec:
     overrides: list[str]  # what composes it again
     choices: dict[str, str]  # group -> chosen name
     parents: tuple["RunSpec", ...] = ()  # the run that model.from_run names, or those of model.from_runs
+    reference: "RunSpec | None" = None  # the run that model.reference_run names
 
     @property
     def experiment(self) -> str:
@@ -85,7 +86,12 @@ class RunSpec:
     def needed(self) -> tuple["RunSpec", ...]:
         """The runs whose final weights it reads."""
         start = self.start.parents if self.start is not self else ()
-        return tuple({spec.folder: spec for spec in (*self.parents, *start)}.values())
+        return tuple({spec.folder: spec for spec in (*self.named, *start)}.values())
+
+    @property
+    def named(self) -> tuple["RunSpec", ...]:
+        """The runs that its configuration names: those it starts from, and that of its reference."""
+        return (*self.parents, *([self.reference] if self.reference else []))
 
     @cached_property
     def identity(self) -> str:
@@ -96,7 +102,7 @@ class RunSpec:
     def source(self) -> str:
         """Fingerprint of the code that produces the result; a done run with another one is stale."""
         own = fingerprint.of_data(self.sources)
-        return fingerprint.of_data([own, *(parent.source for parent in self.parents)]) if self.parents else own
+        return fingerprint.of_data([own, *(parent.source for parent in self.named)]) if self.named else own
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -133,6 +139,9 @@ class RunSpec:
             decides["model"]["from_run"] = self.parents[0].identity
         if decides["model"].pop("from_runs"):
             decides["model"]["from_runs"] = [parent.identity for parent in self.parents]
+        if decides["model"].pop("reference_run"):
+            assert self.reference is not None
+            decides["model"]["reference_run"] = self.reference.identity
         target = signatures.read(self.config["method"]["_target_"])
         if target.attributes.get("couples") == "micro-batch":
             # The micro-batch changes the result of an objective that couples its examples.
@@ -185,7 +194,9 @@ def run_spec(
     one, several = model["from_run"], model["from_runs"]
     named = [("from_run", one)] if one else [("from_runs", words) for words in several or ()]
     found = tuple(_parent(key, words, overrides, children, parents) for key, words in named)
-    spec = RunSpec(checked, overrides, chosen, found)
+    other = model["reference_run"]
+    reference = _parent("reference_run", other, overrides, children, parents) if other else None
+    spec = RunSpec(checked, overrides, chosen, found, reference)
     _check_parents(spec)
     return spec
 
@@ -386,6 +397,7 @@ def _check_combination(config: dict[str, Any]) -> None:
         )
     fingerprint.check_files(config)
     _check_skill("dataset", config["dataset"])
+    _check_data(config)
     # Each on its own: other items of one task may choose, and measure.
     for key, tasks in (("evaluation.tasks", config["evaluation"]["tasks"]), ("method.validation", _validation(config))):
         try:
@@ -400,6 +412,32 @@ def _check_combination(config: dict[str, Any]) -> None:
             raise UserError(str(error).replace("evaluation.tasks", key)) from error
 
 
+_NEEDS = {
+    "completion": "prompts with a completion to imitate",
+    "pair": "prompts with a chosen and a rejected response",
+    "labelled": "responses with a label, good or bad",
+    "negative": "bad responses alone",
+    "ranked": "prompts with several scored responses",
+    "groups": "prompts with a group of chosen and one of rejected responses",
+}
+
+
+def _check_data(config: dict[str, Any]) -> None:
+    """Method and parts can be trained on the type of data.
+
+    Raises:
+        UserError: they cannot; says what they need.
+    """
+    given = config["dataset"]["type"]
+    for group in ("method", *PARTS):
+        target = config[group]["_target_"]
+        attributes = signatures.read(target).attributes if target else {}
+        needed = attributes.get("data") or ()
+        if needed and given not in needed and (group != "method" or attributes.get("trained")):
+            told = " or ".join(f"{name} ({_NEEDS[name]})" for name in needed)
+            raise UserError(f"dataset.type={given}: {group}={target.rpartition('.')[2]} needs {told}")
+
+
 def _validation(config: dict[str, Any]) -> list[dict[str, Any]]:
     """The lm-eval task by which a method chooses, where it has one, as `evaluation.tasks` has them."""
     chosen = config["method"].get("validation")
@@ -410,11 +448,10 @@ def _validation(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_skill(group: str, dataset: dict[str, Any]) -> None:
-    skill = dataset["skill"]
-    if dataset["source"] == "mini_world" and skill not in ("pretraining", *mini_world.SKILLS):
+    skill, known = dataset["skill"], [*mini_world.SKILLS, *preference_world.SKILLS]
+    if dataset["source"] == "mini_world" and skill not in ("pretraining", *known):
         raise UserError(
-            f"{group}.skill={skill}: no such skill{nearest(skill, mini_world.SKILLS)}; "
-            f"pretraining, or one of {', '.join(mini_world.SKILLS)}"
+            f"{group}.skill={skill}: no such skill{nearest(skill, known)}; pretraining, or one of {', '.join(known)}"
         )
 
 

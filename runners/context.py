@@ -3,6 +3,7 @@
 import gc
 import importlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -46,7 +47,7 @@ class RunContext:
         self.spec, self.config, self.seed, self.folder = spec, spec.config, spec.seed, spec.folder
         self._recorder, self._tracker = recorder, tracker
         self._rank, self._world = rank, world
-        self.kind: Causal = adapter(spec.config["model"]["kind"])
+        self.kind: Causal = adapter(spec.config["model"]["kind"], spec.config["engine"]["logits_chunk"])
         self.parent = record.weights(spec.parent)[0] if spec.parent else None
         self.method = build(Method, "method", spec.config)
         self.adapter = build(Adapter, "adapter", spec.config) if spec.config["adapter"]["_target_"] else None
@@ -71,7 +72,7 @@ class RunContext:
     @property
     def texts(self) -> list[tuple[str, str]]:
         """Prompt and completion of the training examples, before they were tokenised, in their order."""
-        found = texts(load_rows(self.config["dataset"]), self.config["dataset"])
+        found = texts(load_rows(self.config["dataset"]), self.config["dataset"], self.tokenizer)
         if len(found) != len(self._original.examples):
             raise UserError(
                 "training.too_long=drop: the texts of all examples are needed, and "
@@ -81,13 +82,17 @@ class RunContext:
 
     def tokenized(self, dataset: Mapping[str, Any]) -> Examples:
         """The examples of `dataset:` settings."""
+        dropped: Counter[str] = Counter()
         examples = tokenize(
             load_rows(dataset),
             dataset,
             self.tokenizer,
             max_length=self._longest,
             too_long=self.config["training"]["too_long"],
+            dropped=dropped,
         )
+        if dropped:
+            self._reports["data/rows_left_out"] = float(sum(dropped.values()))
         log.info("%d examples, %d tokens, longest %d", len(examples), len(examples.tokens), examples.lengths.max())
         return examples
 
@@ -97,14 +102,19 @@ class RunContext:
 
     @cached_property
     def _data(self) -> Batches:
-        """What is trained on: the data set, or what a mix puts in its place."""
-        if self.mix is None or not self.mix.replaces:
-            return self._original
-        self._being_replaced = True
-        examples = self.mix.examples(self)
-        self._being_replaced = False
-        self._reports |= self.mix.report(examples)
-        return self._batches_of(examples)
+        """What is trained on: the data set, what a mix puts in its place, or what the method makes of it."""
+        data = self._original
+        if self.mix is not None and self.mix.replaces:
+            self._being_replaced = True
+            examples = self.mix.examples(self)
+            self._being_replaced = False
+            self._reports |= self.mix.report(examples)
+            data = self._batches_of(examples)
+        if isinstance(self.method, Objective):
+            arranged = self.method.arrange(self, data.examples)
+            if arranged is not data.examples:
+                data = self._batches_of(arranged)
+        return data
 
     def _batches_of(self, examples: Examples, ratio: float = 1.0) -> Batches:
         assert isinstance(self.tokenizer.pad_token_id, int)
@@ -147,7 +157,8 @@ class RunContext:
         """The model of a role: an engine that can be called like the model."""
         if name not in self._roles:
             _ = self._original  # a mistake in the data is told before a model is loaded
-            model = self._starting_model()
+            other = name == "reference" and self.spec.reference is not None
+            model = self._reference_model() if other else self._starting_model()
             if name in self.method.trained:
                 model = self._prepared_to_train(model)
                 engine = TrainingEngine(
@@ -161,6 +172,19 @@ class RunContext:
             else:
                 self._roles[name] = frozen_engine(model, self.config["engine"])
         return self._roles[name]
+
+    def _reference_model(self) -> nn.Module:
+        """The model of the run of `model.reference_run`."""
+        assert self.spec.reference is not None
+        folder = record.weights(self.spec.reference)[0]
+        settings = {**self.config["model"], "from_run": ["a run"], "id": None, "architecture": None}
+        theirs = load_tokenizer({**settings, "tokenizer": None}, folder)
+        if theirs.get_vocab() != self.tokenizer.get_vocab():
+            raise UserError(
+                f"model.reference_run={self.config['model']['reference_run']}: must have the tokenizer of the model "
+                "that is trained; their log-probabilities are of different tokens"
+            )
+        return load_model(settings, folder, len(self.tokenizer))
 
     def _untrained(self) -> nn.Module:
         assert not self._training, "what the starting model is asked for must be asked before training"
@@ -224,9 +248,18 @@ class RunContext:
         what: str,
         values: Callable[[nn.Module, Batch], Tensor],
         per: Literal["example", "token"] = "example",
+        role: str | None = None,
     ) -> NDArray[np.float64]:
         """Measure every training example once; cached by model and data."""
-        return self.start.measure(what, self._data, values, per)
+        if role != "reference" or self.spec.reference is None:
+            return self.start.measure(what, self._data, values, per)
+        start = Start(
+            self.spec, lambda: self.role("reference"), self.tell, self._rank, self._world, reference=True
+        )
+        measured = start.measure(what, self._data, values, per)
+        if "reference" in self._roles and "reference" not in self.method.frozen:  # it was needed for this alone
+            close_frozen(self._roles.pop("reference"))
+        return measured
 
     def generate(self, what: str, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int) -> Examples:
         """Let the model continue prompts; cached by model, prompts and settings."""

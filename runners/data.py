@@ -1,20 +1,38 @@
 """From a data set to token sequences: load, fill the template, tokenise, mask."""
 
+import collections
+import logging
+import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evals import mini_world
+from evals import mini_world, preference_world
 from evals.local_data import local_copy, reader
 from methods.examples import Examples
 from runners.errors import UserError, nearest
 from runners.progress import progress
 
+log = logging.getLogger(__name__)
+
 _CHUNK = 1000  # examples tokenised at once
+
+# The keys of `dataset:` that are templates over the columns, and those that name one, by type of data.
+_TEMPLATES = {
+    "completion": ("prompt", "completion"),
+    "negative": ("prompt", "completion"),
+    "labelled": ("prompt", "completion"),
+    "pair": ("prompt", "chosen", "rejected"),
+    "groups": ("prompt",),
+    "ranked": ("prompt",),
+}
+_COLUMNS = {"labelled": ("label",), "groups": ("chosen", "rejected"), "ranked": ("responses", "scores")}
+_TURN = "\n\nAssistant:"  # before an answer, in a dialogue as Anthropic publishes them
 
 
 def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -40,14 +58,23 @@ def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         )
         raise UserError(f"dataset={settings['path'] or settings['skill']}: {reason}")
     columns = list(rows[0])
-    for key in ("prompt", "completion"):
-        for column in _columns_of(key, settings[key]):
-            if column not in columns:
-                raise UserError(
-                    f"dataset.{key}={settings[key]!r}: the data set has no column {column!r}"
-                    f"{nearest(column, columns)}; it has {', '.join(columns)}"
-                )
+    for key, column in _needed_columns(settings):
+        if column not in columns:
+            raise UserError(
+                f"dataset.{key}={settings[key]!r}: the data set has no column {column!r}"
+                f"{nearest(column, columns)}; it has {', '.join(columns)}"
+            )
     return rows
+
+
+def _needed_columns(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each key of `dataset:` that asks for a column, with the column."""
+    kind = settings["type"]
+    templates = _TEMPLATES[kind]
+    if settings["layout"] != "columns":  # then the prompt stands before the answer, in one column
+        templates = templates[1:]
+    asked = [(key, column) for key in templates for column in _columns_of(key, settings[key])]
+    return asked + [(key, settings[key].strip("{}")) for key in _COLUMNS.get(kind, ())]
 
 
 def _only(rows: Any, settings: Mapping[str, Any]) -> Any:
@@ -70,11 +97,15 @@ def _only(rows: Any, settings: Mapping[str, Any]) -> Any:
 def _mini_world(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     skill, size, seed = settings["skill"], settings["size"], settings["seed"]
     try:
+        if skill in preference_world.SKILLS:
+            return preference_world.rows(skill, settings["split"], size, seed, **settings["options"])
+        if settings["options"]:
+            raise ValueError(f"takes no dataset.options, got {settings['options']}")
         if skill == "pretraining":
             items = mini_world.pretraining_items(size, seed)
         else:
             items = mini_world.items(skill, "train", size, seed)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"dataset.skill={skill}: {error}") from error
     return [{"prompt": item.prompt, "answer": item.answer, "part": item.part} for item in items]
 
@@ -126,73 +157,226 @@ def _columns_of(key: str, template: str) -> list[str]:
     return fields
 
 
-def texts(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Prompt and completion of each row, by the templates of `dataset:` settings."""
-    return [(settings["prompt"].format_map(row), settings["completion"].format_map(row)) for row in rows]
+@dataclass(frozen=True)
+class _Responses:
+    """What a row says: a prompt, the responses to it, and what is said of each (None: nothing)."""
+
+    prompt: str
+    responses: list[str]
+    labels: list[float] | None = None
+
+
+class _BadRow(Exception):
+    """A row that cannot be used; says why."""
+
+
+def texts(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, str]]:
+    """Prompt and completion of each row, by the templates of `dataset:` settings of type `completion`."""
+    read = [_read(row, settings, tokenizer) for row in rows]
+    return [(found.prompt, found.responses[0]) for found in read]
+
+
+def _read(row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any) -> _Responses:
+    """What a row says, in the layout and of the type that `dataset:` states.
+
+    Raises:
+        _BadRow: with the reason.
+    """
+    kind = settings["type"]
+    labels: list[float] | None = None
+    if kind == "pair":
+        answers, labels = [_filled("chosen", row, settings), _filled("rejected", row, settings)], [1.0, 0.0]
+    elif kind == "groups":
+        sides = [list(row[settings[key].strip("{}")] or ()) for key in ("chosen", "rejected")]
+        if not all(sides):
+            raise _BadRow("no response on one side")
+        answers, labels = sides[0] + sides[1], [1.0] * len(sides[0]) + [0.0] * len(sides[1])
+    elif kind == "ranked":
+        answers = list(row[settings["responses"].strip("{}")] or ())
+        scores = list(row[settings["scores"].strip("{}")] or ())
+        if len(answers) < 2 or len(answers) != len(scores):
+            raise _BadRow("fewer than two responses, or not a score for each")
+        if any(score is None or not math.isfinite(score) for score in scores):
+            raise _BadRow("a score is not a number")
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])  # the best first
+        answers, labels = [answers[i] for i in order], [float(scores[i]) for i in order]
+    else:
+        answers = [_filled("completion", row, settings)]
+        if kind == "negative":
+            labels = [0.0]
+        if kind == "labelled":
+            labels = [_label(row[settings["label"].strip("{}")])]
+    prompts, responses = zip(*[_split(answer, row, settings, tokenizer) for answer in answers], strict=True)
+    if len(set(prompts)) > 1:
+        raise _BadRow("the responses have different prompts")
+    if kind != "completion":
+        if not all(response.strip() for response in responses):
+            raise _BadRow("an empty response")
+        if kind == "pair" and responses[0] == responses[1]:
+            raise _BadRow("chosen equals rejected")
+        if kind == "ranked" and labels is not None and labels[0] == labels[-1]:
+            raise _BadRow("all scores are equal")
+    return _Responses(prompts[0], list(responses), labels)
+
+
+def _label(value: Any) -> float:
+    if isinstance(value, bool) or value in (0, 1):
+        return float(value)
+    raise _BadRow("a label that is neither true nor false")
+
+
+def _filled(key: str, row: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    """A template filled in; of a layout with messages what the one column holds."""
+    if settings["layout"] == "messages":
+        return row[settings[key].strip("{}")]
+    return settings[key].format_map(row)
+
+
+def _split(
+    answer: Any, row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any
+) -> tuple[str, str]:
+    """Prompt and response of one answer, by the layout."""
+    layout = settings["layout"]
+    if layout == "dialogue":
+        before, turn, after = str(answer).rpartition(_TURN)
+        if not turn:
+            raise _BadRow(f"a dialogue without {_TURN.strip()}")
+        return before + turn, after
+    if layout == "messages":
+        messages = answer if isinstance(answer, list) else None
+        if not messages or messages[-1].get("role") != "assistant":
+            raise _BadRow("messages that do not end with the assistant's")
+        return _chat(messages, tokenizer)
+    prompt = settings["prompt"].format_map(row)
+    if settings["chat"]:
+        asked = [{"role": "user", "content": prompt}, {"role": "assistant", "content": str(answer)}]
+        return _chat(asked, tokenizer)
+    return prompt, str(answer)
+
+
+def _chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> tuple[str, str]:
+    """A dialogue as the tokenizer's chat template writes it, cut where the last answer begins."""
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "dataset.layout: messages need a chat template, and the tokenizer has none; take a model that was trained "
+            "with one, or set model.tokenizer to one that has it"
+        )
+    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    if not whole.startswith(prompt):
+        raise UserError("dataset.layout: the tokenizer's chat template changes a prompt by the answer after it")
+    bos = tokenizer.bos_token
+    if bos and prompt.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        prompt, whole = prompt.removeprefix(bos), whole.removeprefix(bos)  # the tokenizer adds it itself
+    return prompt, whole[len(prompt) :].rstrip("\n")
 
 
 def tokenize(
-    rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any, *, max_length: int, too_long: str
+    rows: Iterable[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    too_long: str,
+    dropped: collections.Counter[str] | None = None,
 ) -> Examples:
-    """Fill the template of each row and turn it into a token sequence with a target mask.
+    """Fill the template of each row and turn it into token sequences with a target mask.
 
-    Prompt and completion are tokenised as one text, as evaluation does; a token carries loss when any of its
-    characters belong to the completion (all but the first with `loss_on: all`), and EOS does.
+    Prompt and response are tokenised as one text, as evaluation does; a token carries loss when any of its characters
+    belong to the response (all but the first with `loss_on: all`), and EOS does. The responses of a row are a group.
+
+    Args:
+        dropped: counts the rows that were left out, by reason.
 
     Raises:
         UserError: a row without a value for the template, a prompt that doubles BOS, a sequence longer than
             `max_length` (unless `too_long` says truncate or drop), nothing left to train on.
     """
     rows = list(rows)
+    dropped = collections.Counter() if dropped is None else dropped
+    grouped = settings["type"] != "completion"
     tokens: list[NDArray[np.int32]] = []
     targets: list[int] = []
-    dropped = 0
+    sizes: list[int] = []
+    labels: list[float] = []
     with progress("tokenising", len(rows)) as advance:
         for begin in range(0, len(rows), _CHUNK):
             chunk = rows[begin : begin + _CHUNK]
             _check_filled(chunk, begin, settings)
-            prompts = [settings["prompt"].format_map(row) for row in chunk]
-            texts = [
-                prompt + settings["completion"].format_map(row) for prompt, row in zip(prompts, chunk, strict=True)
-            ]
-            encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
-            for offset, prompt in enumerate(prompts):
-                ids, spans = encoded["input_ids"][offset], encoded["offset_mapping"][offset]
-                _check_bos(ids, tokenizer, texts[offset])
-                if settings["add_eos"] and ids[-1:] != [tokenizer.eos_token_id]:
-                    ids = [*ids, tokenizer.eos_token_id]
-                if settings["loss_on"] == "all":
-                    target = 1
-                else:
-                    target = next((place for place, (_, end) in enumerate(spans) if end > len(prompt)), len(spans))
-                if len(ids) > max_length:
+            for number, read, sequences in _tokenized(chunk, begin, settings, tokenizer, dropped):
+                longest = max(len(ids) for ids, _ in sequences)
+                if longest > max_length:
                     if too_long == "error":
                         raise UserError(
-                            f"training.max_length={max_length}: example {begin + offset} has {len(ids)} tokens; "
+                            f"training.max_length={max_length}: example {number} has {longest} tokens; "
                             "raise it, or set training.too_long to truncate or drop"
                         )
                     if too_long == "drop":
-                        dropped += 1
+                        dropped["longer than training.max_length"] += 1
                         continue
-                    ids = ids[:max_length]
-                tokens.append(np.asarray(ids, dtype=np.int32))
-                targets.append(max(target, 1))
+                    if grouped and any(target >= max_length for _, target in sequences):
+                        dropped["a prompt that leaves no room for a response"] += 1
+                        continue
+                for ids, target in sequences:
+                    tokens.append(np.asarray(ids[:max_length], dtype=np.int32))
+                    targets.append(target)
+                sizes.append(len(sequences))
+                labels += read.labels or []
             advance(len(chunk))
-    examples = Examples.of(tokens, targets)
+    examples = Examples.of(tokens, targets, sizes if grouped else None, labels if grouped else None)
+    left_out = sum(dropped.values())
+    if left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        log.warning("dataset: %d of %d rows are left out (%s)", left_out, len(rows), reasons)
     if not examples.target_tokens:
+        told = "".join(f"; {count}: {reason}" for reason, count in dropped.most_common())
         raise UserError(
             f"training.max_length={max_length}: no example has a token that carries loss "
-            f"({dropped} of {len(rows)} dropped)"
+            f"({left_out} of {len(rows)} dropped{told})"
         )
     return examples
 
 
+def _tokenized(
+    rows: Sequence[Mapping[str, Any]],
+    first: int,
+    settings: Mapping[str, Any],
+    tokenizer: Any,
+    dropped: collections.Counter[str],
+) -> Iterable[tuple[int, _Responses, list[tuple[list[int], int]]]]:
+    """Of each row that can be used: its number, what it says, and of each response token ids and the first target."""
+    read: list[tuple[int, _Responses]] = []
+    for offset, row in enumerate(rows):
+        try:
+            read.append((first + offset, _read(row, settings, tokenizer)))
+        except _BadRow as problem:
+            dropped[str(problem)] += 1
+    whole = [found.prompt + response for _, found in read for response in found.responses]
+    if not whole:
+        return
+    encoded = tokenizer(whole, return_offsets_mapping=True, return_attention_mask=False)
+    place = 0
+    for number, found in read:
+        sequences = []
+        for _ in found.responses:
+            ids, spans = encoded["input_ids"][place], encoded["offset_mapping"][place]
+            _check_bos(ids, tokenizer, whole[place])
+            if settings["add_eos"] and ids[-1:] != [tokenizer.eos_token_id]:
+                ids = [*ids, tokenizer.eos_token_id]
+            if settings["loss_on"] == "all":
+                target = 1
+            else:
+                target = next((at for at, (_, end) in enumerate(spans) if end > len(found.prompt)), len(spans))
+            sequences.append((ids, max(target, 1)))
+            place += 1
+        yield number, found, sequences
+
+
 def _check_filled(rows: Sequence[Mapping[str, Any]], first: int, settings: Mapping[str, Any]) -> None:
-    for key in ("prompt", "completion"):
-        for column in _columns_of(key, settings[key]):
-            missing = next((place for place, row in enumerate(rows) if row[column] is None), None)
-            if missing is not None:  # else the text would say "None"
-                raise UserError(f"dataset.{key}={settings[key]!r}: example {first + missing} has no {column!r}")
+    for key, column in _needed_columns(settings):
+        missing = next((place for place, row in enumerate(rows) if row[column] is None), None)
+        if missing is not None:  # else the text would say "None"
+            raise UserError(f"dataset.{key}={settings[key]!r}: example {first + missing} has no {column!r}")
 
 
 def _check_bos(ids: Sequence[int], tokenizer: Any, text: str) -> None:

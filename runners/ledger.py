@@ -174,15 +174,16 @@ def _configurations(spec: RunSpec) -> dict[str, Any]:
     """What decides the run's result and its parents', by identity, as JSON has it."""
     own = json.loads(json.dumps(spec.what_decides(), default=str))
     parents: dict[str, Any] = {}
-    for parent in spec.parents:
+    for parent in spec.named:
         parents |= _configurations(parent)
     return {**parents, spec.identity: own}
 
 
 def _parents(model: Mapping[str, Any]) -> list[str]:
     """The identities that stand in `model:` for the runs it starts from."""
-    one = model.get("from_run")
-    return [one] if one is not None else list(model.get("from_runs") or ())
+    one, reference = model.get("from_run"), model.get("reference_run")
+    several = [one] if one is not None else list(model.get("from_runs") or ())
+    return several + ([reference] if reference is not None else [])
 
 
 def _whole(identity: str, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +194,6 @@ def _whole(identity: str, known: Mapping[str, Any]) -> dict[str, Any]:
     parents = [_whole(parent, known) for parent in _parents(found["model"])]
     if not parents:
         return dict(found)
-    model = {key: value for key, value in found["model"].items() if key not in ("from_run", "from_runs")}
+    model = {key: value for key, value in found["model"].items() if key not in ("from_run", "from_runs", "reference_run")}
     named = {"parent": parents[0]} if len(parents) == 1 else {"parents": {str(n): p for n, p in enumerate(parents)}}
     return {**found, "model": model, **named}

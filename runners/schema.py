@@ -31,6 +31,8 @@ class Model:
     )
     # of a merger: the runs whose final weights are put together
     from_runs: Annotated[list[Annotated[list[str], Field(min_length=1)]], Field(min_length=2)] | None = None
+    # the run whose final weights a frozen reference has; null: what training starts from
+    reference_run: Annotated[list[str], Field(min_length=1)] | None = None
     architecture: dict[str, Any] | None = None  # random weights: `model_type` and arguments of its config class
     tokenizer: str | None = None  # null: the model's own; `bytes`: one token per byte; else a hub id or folder
     init_seed: NonNegativeInt = 0  # of random weights
@@ -52,19 +54,32 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Dataset:
-    """`dataset:` — training examples as prompt and completion."""
+    """`dataset:` — training examples: a prompt and its completion, or the responses to it and what is said of them.
+
+    type: completion (to be imitated), pair (chosen and rejected), labelled (one response, good or bad), negative (one bad
+    response), ranked (responses with scores), groups (several chosen, several rejected).
+    """
 
     source: Literal["mini_world", "hub", "file"]
     skill: str | None = None  # mini_world: one of its skills, or `pretraining` for their mixture
     size: PositiveInt | None = None  # mini_world: items generated
+    options: dict[str, float] = field(default_factory=dict)  # mini_world: of skills that have some
     seed: int = 0  # mini_world: which items
     path: str | None = None  # hub: its id; file: a .jsonl, .json or .parquet file
     name: str | None = None  # hub: the configuration of the set
     revision: str | None = None
     split: str = "train"
     data_root: str | None = None  # hub: a folder that may hold a local copy
+    type: Literal["completion", "pair", "labelled", "negative", "ranked", "groups"] = "completion"
+    layout: Literal["columns", "dialogue", "messages"] = "columns"  # dialogue: prompt and answer in one text
+    chat: bool = False  # columns: as one turn of the tokenizer's chat template
     prompt: str = "{prompt}"  # template over the columns; empty: no prompt
     completion: str = "{answer}"
+    chosen: str = "{chosen}"  # pair: template; groups: the column, a list
+    rejected: str = "{rejected}"
+    label: str = "{label}"  # labelled: the column that says whether the completion is good
+    responses: str = "{responses}"  # ranked: the column with a list of responses,
+    scores: str = "{scores}"  # and that with a score for each
     loss_on: Literal["completion", "all"] = "completion"
     add_eos: bool = True  # end the completion with EOS, which carries loss
     where: dict[str, str | int | float | bool] | None = None  # only rows with these values in these columns
@@ -84,7 +99,8 @@ class Training:
     """`training:` — what one optimisation looks like, whatever the method."""
 
     batch_size: PositiveInt = 64  # examples per optimizer step, over all processes
-    micro_batch_size: PositiveInt = 64  # rows per forward pass of one process; changes memory, not results
+    # examples (a pair is one), or packed rows, per forward pass of one process; changes memory, not results
+    micro_batch_size: PositiveInt = 64
     steps: PositiveInt | None = None  # optimizer steps; or
     epochs: PositiveFloat | None = None  # passes over the data
     max_length: PositiveInt | None = None  # tokens of a training sequence, and of a packed row; null: the model's
@@ -153,6 +169,7 @@ class Engine:
     precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"  # bf16_autocast: fp32 weights, bf16 matmuls
     offload: Literal["none", "optimizer", "all"] = "none"  # to CPU memory; optimizer: ZeRO 1-3, all: ZeRO 3
     activation_checkpointing: bool = False
+    logits_chunk: PositiveInt | None = 1024  # target tokens whose logits are made at a time; null: all at once
     threads: PositiveInt | None = None  # CPU threads of PyTorch; null: its own choice
 
     def __post_init__(self) -> None:

@@ -36,12 +36,20 @@ class Start:
         model: gives that model, ready to be called; it is asked only when something is to be made.
         tell: from the name of a phase to a function of (done, total), for `job=status`.
         rank, world: of this process.
+        reference: it is not the model that the run starts from, but that of its reference run.
     """
 
     def __init__(
-        self, spec: RunSpec, model: Callable[[], nn.Module], tell: Callable[[str], Tell], rank: int, world: int
+        self,
+        spec: RunSpec,
+        model: Callable[[], nn.Module],
+        tell: Callable[[str], Tell],
+        rank: int,
+        world: int,
+        *,
+        reference: bool = False,
     ) -> None:
-        self._spec, self._model, self._tell = spec, model, tell
+        self._spec, self._model, self._tell, self._reference = spec, model, tell, reference
         self._rank, self._world = rank, world
         self._root = Path(spec.config["outputs"]).expanduser() / "cache"
         self._sharded = spec.config["engine"]["zero_stage"] == 3 and world > 1
@@ -59,10 +67,16 @@ class Start:
     def _decides(self, roots: Sequence[str]) -> dict[str, Any]:
         decided = self._spec.start
         own = fingerprint.sources([*roots, "methods.kinds.causal", "runners.models", "runners.start"])
+        model = {key: value for key, value in decided.what_decides()["model"].items() if key != "reference_run"}
+        content = {k: v for k, v in fingerprint.of_inputs(decided.config).items() if k.startswith("model")}
+        parents = decided.parents
+        if self._reference:
+            assert self._spec.reference is not None
+            model, content, parents = {"from_run": self._spec.reference.identity}, {}, (self._spec.reference,)
         return {
-            "model": decided.what_decides()["model"],
-            "content": {k: v for k, v in fingerprint.of_inputs(decided.config).items() if k.startswith("model")},
-            "parents": [parent.source for parent in decided.parents],
+            "model": model,
+            "content": content,
+            "parents": [parent.source for parent in parents],
             "precision": self._spec.config["engine"]["precision"],
             "source": fingerprint.of_data(own),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},

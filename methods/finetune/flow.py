@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from methods.batch import Batch, mean_by_sequence
+from methods.batch import Batch, mean_by_sequence, place_in_sequence
 from methods.examples import Examples
 from methods.finetune.sft import Sft, SftConfig
 from methods.forward import Forward
@@ -99,21 +99,6 @@ def check_losses(losses_M: Losses, example_M: NDArray[np.int64]) -> None:
             f"method=finetune/flow: the base model's losses must be finite and not negative, got {losses_M[first]} "
             f"for example {example_M[first]}" + (f" and {int(bad.sum()) - 1} more" if bad.sum() > 1 else "")
         )
-
-
-def place_in_sequence(batch: Batch) -> Tensor:
-    """For each target token, how many target tokens of its sequence come before it. Returns long [K].
-
-    Sequences are told apart by their number alone, wherever they lie: padded rows, rows of several sequences, sequences
-    without a target. The sort is stable, and the tokens of one sequence come in their order.
-    """
-    sequence_K = batch.sequence_K
-    count_S = torch.bincount(sequence_K, minlength=len(batch.example_S))
-    first_S = count_S.cumsum(0) - count_S
-    grouped_K = sequence_K.argsort(stable=True)
-    place_K = torch.empty_like(sequence_K)
-    place_K[grouped_K] = torch.arange(len(sequence_K), device=sequence_K.device) - first_S[sequence_K[grouped_K]]
-    return place_K
 
 
 class Flow(Sft):

@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from methods.batch import Batch
+from methods.batch import Batch, continued
 from methods.divergences import generalized_jsd
 from methods.forward import Forward
 from methods.generation import Sampling, prompt_tokens
@@ -67,23 +67,6 @@ def likeliest(student_logps: Tensor, teacher_logps: Tensor, k: int) -> tuple[Ten
     """Both distributions on the student's k likeliest tokens, renormalised. From [..., V] to [..., k]."""
     kept, tokens = student_logps.topk(min(k, student_logps.shape[-1]), dim=-1)
     return kept.log_softmax(-1), teacher_logps.gather(-1, tokens).log_softmax(-1)
-
-
-def continued(prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], example_S: Tensor) -> Batch:
-    """Prompts with their continuations, which are the target tokens: one sequence a row, padded on the right.
-
-    example_S: index of each in the data set; the batch is on its device.
-    """
-    width = max(len(p) + len(c) for p, c in zip(prompts, continuations, strict=True))
-    input_ids_BT = torch.zeros(len(prompts), width, dtype=torch.long)
-    target_mask_BT = torch.zeros(len(prompts), width, dtype=torch.bool)
-    sequence_BT = torch.full((len(prompts), width), -1)
-    for row, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
-        end = len(prompt) + len(continuation)
-        input_ids_BT[row, :end] = torch.tensor([*prompt, *continuation])
-        target_mask_BT[row, len(prompt) : end] = True
-        sequence_BT[row, :end] = row
-    return Batch(input_ids_BT, None, target_mask_BT, sequence_BT, example_S.cpu()).to(example_S.device)
 
 
 class Sdft(Objective):

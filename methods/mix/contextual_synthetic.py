@@ -37,6 +37,7 @@ class ContextualSynthetic(Mix):
 
     config: ContextualSyntheticConfig
     prompted = True
+    data = ("completion",)
 
     def examples(self, context: Context) -> Examples:
         """Answer the prompts, or take what another run has answered with the same model."""

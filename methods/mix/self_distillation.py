@@ -83,6 +83,7 @@ class SelfDistillation(Mix):
 
     config: SelfDistillationConfig  # type: ignore[assignment]  # no ratio: it stands in place of the data set
     replaces = True
+    data = ("completion",)
 
     def examples(self, context: Context) -> Examples:
         """The data set in its order, with y~ in place of y where it is kept."""

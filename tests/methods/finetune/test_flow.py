@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from methods.batch import Batch
+from methods.batch import Batch, place_in_sequence
 from methods.examples import Examples
-from methods.finetune.flow import Flow, FlowConfig, check_losses, flow_temperature, flow_weights, place_in_sequence
+from methods.finetune.flow import Flow, FlowConfig, check_losses, flow_temperature, flow_weights
 from methods.finetune.sft import Sft, SftConfig
 from methods.forward import Forward
 from methods.kinds import Causal

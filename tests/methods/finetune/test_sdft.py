@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from methods.batch import Batch
-from methods.finetune.sdft import Sdft, SdftConfig, continued, likeliest
+from methods.batch import Batch, continued
+from methods.finetune.sdft import Sdft, SdftConfig, likeliest
 from methods.forward import Forward
 from tests.methods.mix.fakes import BOS, EOS, TOKENIZER, FakeContext, byte_llama
 from tests.models import batches_of

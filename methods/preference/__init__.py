@@ -1,0 +1,1 @@
+"""Preference optimisation: methods that learn from which responses to a prompt are better."""
