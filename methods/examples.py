@@ -16,8 +16,8 @@ class Examples:
     sequence of the first token that carries loss (at least 1: a first token is predicted from nothing).
 
     Responses to one prompt are a group: group_starts, int64 [g + 1], says where each group of sequences begins (None:
-    every sequence is a group of its own), labels, float32 [n], what the data say of each response: 1 chosen, 0 rejected,
-    or a score (None: nothing).
+    every sequence is a group of its own), labels, float32 [n], what the data say of each response: 1 chosen, 0
+    rejected, or a score (None: nothing).
     """
 
     tokens: NDArray[np.int32]
@@ -34,17 +34,28 @@ class Examples:
         group_sizes: Iterable[int] | None = None,
         labels: Iterable[float] | None = None,
     ) -> "Examples":
-        """From sequences of token ids and, for each, the offset of its first target; of groups, their sizes too."""
+        """From sequences of token ids and, for each, the offset of its first target.
+
+        Args:
+            group_sizes: of groups, how many sequences are in each, in their order.
+            labels: of each sequence.
+
+        Raises:
+            ValueError: sizes or labels do not go with the sequences.
+        """
         arrays: list[NDArray[np.int32]] = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
         lengths = np.array([len(array) for array in arrays], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
         groups = None
         if group_sizes is not None:
-            groups = np.concatenate([[0], np.cumsum(np.array(list(group_sizes), dtype=np.int64))]).astype(np.int64)
-            if groups[-1] != len(arrays):
-                raise ValueError(f"group_sizes must sum to the number of sequences, {len(arrays)}, got {groups[-1]}")
+            sizes = np.array(list(group_sizes), dtype=np.int64)
+            if sizes.sum() != len(arrays) or (sizes < 1).any():
+                raise ValueError(f"group_sizes must be >= 1 and sum to {len(arrays)}, the sequences, got {sizes.sum()}")
+            groups = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         told = None if labels is None else np.array(list(labels), dtype=np.float32)
+        if told is not None and len(told) != len(arrays):
+            raise ValueError(f"labels must be one for each of {len(arrays)} sequences, got {len(told)}")
         return cls(tokens, starts, np.minimum(np.array(list(targets), dtype=np.int64), lengths), groups, told)
 
     def __len__(self) -> int:
@@ -65,6 +76,11 @@ class Examples:
         """Where each group of sequences begins, and the end. Shape [g + 1]."""
         return np.arange(len(self) + 1) if self.group_starts is None else self.group_starts
 
+    @property
+    def group_count(self) -> int:
+        """How many groups."""
+        return len(self) if self.group_starts is None else len(self.group_starts) - 1
+
     def sequence(self, index: int) -> NDArray[np.int32]:
         """The tokens of one sequence."""
         return self.tokens[self.starts[index] : self.starts[index + 1]]
@@ -77,10 +93,15 @@ class Examples:
         return found.hexdigest()
 
     def within(self, length: int, *, cut: bool) -> "Examples":
-        """The groups whose sequences have at most `length` tokens; with `cut` the others too, as far as they go."""
+        """The groups whose sequences have at most `length` tokens.
+
+        cut: the others too, as far as they go; of responses to a prompt there must be something left.
+        """
         fitting = self.lengths <= length
+        if cut:
+            fitting = np.ones(len(self), dtype=bool) if self.group_starts is None else self.targets < length
         groups = self.groups
-        kept = [g for g in range(len(groups) - 1) if cut or fitting[groups[g] : groups[g + 1]].all()]
+        kept = [g for g in range(self.group_count) if fitting[groups[g] : groups[g + 1]].all()]
         members = [index for g in kept for index in range(groups[g], groups[g + 1])]
         return Examples.of(
             [self.sequence(i)[:length] for i in members],

@@ -26,13 +26,16 @@ Row = list[int]  # indices of the sequences in a row
 
 @dataclass(frozen=True)
 class Batches:
-    """The stream of global batches of one training run, on one of `world` processes."""
+    """The stream of global batches of one training run, on one of `world` processes.
+
+    batch_size: examples of a global batch. micro_batch_size: examples, or packed rows, of a micro-batch.
+    """
 
     examples: Examples
     batch_size: int
     micro_batch_size: int
     packing: bool
-    row_length: int  # tokens of a packed row at most
+    row_length: int  # tokens of a packed row at most; a group that has more is a row of its own
     pad_token: int
     seed: int
     rank: int = 0
@@ -42,11 +45,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of a pass over the data; the last may hold fewer examples."""
-        return math.ceil(self._count / self.batch_size)
-
-    @property
-    def _count(self) -> int:
-        return len(self.examples.groups) - 1
+        return math.ceil(self.examples.group_count / self.batch_size)
 
     def global_batch(self, step: int) -> NDArray[np.int64]:
         """Indices of the examples of step 0, 1, ...: a new permutation every epoch, by seed and epoch alone."""
@@ -57,7 +56,7 @@ class Batches:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._last_order.get("epoch") != epoch:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            self._last_order.update(epoch=epoch, order=generator.permutation(self._count))
+            self._last_order.update(epoch=epoch, order=generator.permutation(self.examples.group_count))
         order: NDArray[np.int64] = self._last_order["order"]
         return order
 

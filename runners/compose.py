@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from evals import mini_world, preference_world
+from evals.rewards.load import check_reward
 from evals.task_index import TaskRequest, check_requests
 from runners import fingerprint, signatures
 from runners.errors import UserError, nearest
@@ -35,6 +36,8 @@ _WHERE = {
     "model": ("model_type",),  # says again what the weights say
     "dataset": ("data_root",),
 }
+# Keys of `evaluation.judge` that say only how it is reached.
+_HOW_ASKED = ("endpoint", "api_key_env", "connections", "timeout", "retries")
 # Root keys that a parent takes over from its child.
 _INHERITED = (
     *("outputs", "runs_from", "plugins", "hydra.searchpath", "tracker", "rerun", "busy", "debug"),
@@ -111,6 +114,12 @@ class RunSpec:
         for part in PARTS:
             if self.config[part]["_target_"]:
                 roots.append(self.config[part]["_target_"].rpartition(".")[0])
+        reward = (self.config["evaluation"].get("preference") or {}).get("reward") or {}
+        if reward.get("function"):
+            roots.append(reward["function"].rpartition(".")[0])
+        reward = self.config["method"].get("reward")
+        if isinstance(reward, dict) and reward.get("function"):
+            roots.append(reward["function"].rpartition(".")[0])
         tasks = [*self.config["evaluation"]["tasks"], *_validation(self.config)]
         return fingerprint.sources(roots, fingerprint.task_sources({**self.config["evaluation"], "tasks": tasks}))
 
@@ -148,18 +157,38 @@ class RunSpec:
             decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
             decides["training"]["processes"] = max(self.config["gpus"], self.config["processes"]) * self.config["nodes"]
         decides["content"] = fingerprint.of_inputs(self.config)
-        mixed = decides["mix"].get("dataset")
-        if isinstance(mixed, dict):
-            left_out = (*_WHERE["dataset"], *(("path",) if mixed["source"] == "file" else ()))
-            decides["mix"]["dataset"] = {key: value for key, value in mixed.items() if key not in left_out}
+        if isinstance(decides["mix"].get("dataset"), dict):
+            decides["mix"]["dataset"] = _what_is_read(decides["mix"]["dataset"])
+        rewarded = decides["method"].get("reward")
+        if isinstance(rewarded, dict) and rewarded.get("model") and Path(rewarded["model"]).is_dir():
+            decides["method"]["reward"] = {key: value for key, value in rewarded.items() if key != "model"}
+        measured = decides["evaluation"].pop("preference", None)
+        if measured:
+            changed: dict[str, Any] = {"dataset": _what_is_read(measured["dataset"])}
+            if (measured["reward"] or {}).get("model") and Path(measured["reward"]["model"]).is_dir():
+                changed["reward"] = {key: value for key, value in measured["reward"].items() if key != "model"}
+            decides["evaluation"]["preference"] = measured | changed
+        judged = decides["evaluation"].pop("judge", None)
+        if judged:
+            left = {key: value for key, value in judged.items() if key not in _HOW_ASKED}
+            decides["evaluation"]["judge"] = {**left, "dataset": _what_is_read(judged["dataset"])}
         # What lies at a local path decides, not where it lies.
-        if self.config["dataset"]["source"] == "file":
-            del decides["dataset"]["path"]
+        decides["dataset"] = _what_is_read(self.config["dataset"])
         for key in ("id", "tokenizer"):
             path = self.config["model"][key]
             if path is not None and Path(path).is_dir():
                 del decides["model"][key]
         return decides
+
+
+def _what_is_read(dataset: dict[str, Any]) -> dict[str, Any]:
+    """A data set without what says only where it lies."""
+    left_out = [*_WHERE["dataset"]]
+    if dataset["source"] == "file":
+        left_out.append("path")
+    if dataset["data_dir"] is None:  # a later key: runs of before keep their identity
+        left_out.append("data_dir")
+    return {key: value for key, value in dataset.items() if key not in left_out}
 
 
 Composed = tuple[DictConfig, dict[str, str]]  # a configuration, and the choice made in each group
@@ -293,7 +322,7 @@ def check(config: DictConfig, chosen: dict[str, str]) -> dict[str, Any]:
     for group in (*TARGETS, *PARTS):
         checked[group] = check_target(group, data[group])
     _check_parts(checked, chosen)
-    _check_combination(checked)
+    _check_combination(checked, chosen)
     return checked
 
 
@@ -330,7 +359,8 @@ def _rule_broken(prefix: str, values: dict[str, Any], error: ValidationError, ke
     first = problems[0]
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return rule
+        outer, _, group = prefix.rpartition(".")
+        return f"{outer}.{rule}" if outer and rule.startswith(f"{group}.") else rule
     # Beyond the value's own place, pydantic names the alternative of a union that was tried.
     place: list[str] = [] if key is None else [key]
     value: Any = values if key is None else values[key]
@@ -384,7 +414,7 @@ def _check_parameters(group: str, target: signatures.Target, values: dict[str, A
             raise UserError(_rule_broken(group, values, error, key)) from error
 
 
-def _check_combination(config: dict[str, Any]) -> None:
+def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
     """Rules over several groups."""
     if config["experiment"] is None and config["scale"]["name"] == "full":
         raise UserError("scale=full: only an experiment has a sourced full setting; name one (experiment=...)")
@@ -395,9 +425,16 @@ def _check_combination(config: dict[str, Any]) -> None:
             f"method={config['method']['_target_']}: fits models of kind {', '.join(kinds)}, "
             f"got model.kind={config['model']['kind']}"
         )
+    _check_evaluation_data(config["evaluation"])
     fingerprint.check_files(config)
     _check_skill("dataset", config["dataset"])
-    _check_data(config)
+    _check_data(config, chosen)
+    reward = config["method"].get("reward")
+    if isinstance(reward, dict):
+        try:
+            check_reward(reward)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     # Each on its own: other items of one task may choose, and measure.
     for key, tasks in (("evaluation.tasks", config["evaluation"]["tasks"]), ("method.validation", _validation(config))):
         try:
@@ -412,6 +449,38 @@ def _check_combination(config: dict[str, Any]) -> None:
             raise UserError(str(error).replace("evaluation.tasks", key)) from error
 
 
+def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
+    """Check the data sets of an evaluation, and its reward; the data sets' defaults are filled in.
+
+    Raises:
+        UserError: with the reason.
+    """
+    for name, needed in (("preference", "pair"), ("judge", "completion")):
+        if evaluation[name] is None:
+            continue
+        where, data = f"evaluation.{name}.dataset", evaluation[name]["dataset"]
+        if not data.get("source"):
+            raise UserError(f"{where}={data}: must name its source (mini_world, hub or file)")
+        try:
+            data = check_values(where, GROUPS["dataset"], {"data_root": evaluation["data_root"], **data})
+        except UserError as error:  # a rule over several keys names them as those of the training data
+            raise UserError(re.sub(r"^dataset\b", where, str(error))) from error
+        evaluation[name]["dataset"] = data
+        _check_skill(where, data)
+        if data["type"] != needed:
+            raise UserError(f"{where}.type={data['type']}: must be {needed} ({_NEEDS[needed]})")
+        if name == "judge" and data["layout"] != "columns":
+            raise UserError(
+                f"{where}.layout={data['layout']}: must be columns, as the judge is shown the prompt's text"
+            )
+    reward = (evaluation["preference"] or {}).get("reward")
+    if reward is not None:
+        try:
+            check_reward(reward, "evaluation.preference.reward")
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
 _NEEDS = {
     "completion": "prompts with a completion to imitate",
     "pair": "prompts with a chosen and a rejected response",
@@ -422,7 +491,7 @@ _NEEDS = {
 }
 
 
-def _check_data(config: dict[str, Any]) -> None:
+def _check_data(config: dict[str, Any], chosen: dict[str, str]) -> None:
     """Method and parts can be trained on the type of data.
 
     Raises:
@@ -435,7 +504,12 @@ def _check_data(config: dict[str, Any]) -> None:
         needed = attributes.get("data") or ()
         if needed and given not in needed and (group != "method" or attributes.get("trained")):
             told = " or ".join(f"{name} ({_NEEDS[name]})" for name in needed)
-            raise UserError(f"dataset.type={given}: {group}={target.rpartition('.')[2]} needs {told}")
+            raise UserError(f"dataset.type={given}: {group}={chosen[group]} needs {told}")
+    mixed = config["mix"].get("dataset")
+    if isinstance(mixed, dict) and mixed["type"] != "completion":
+        raise UserError(
+            f"mix.dataset.type={mixed['type']}: mix={chosen['mix']} needs completion ({_NEEDS['completion']})"
+        )
 
 
 def _validation(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -448,11 +522,20 @@ def _validation(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_skill(group: str, dataset: dict[str, Any]) -> None:
+    if dataset["source"] != "mini_world":
+        return
     skill, known = dataset["skill"], [*mini_world.SKILLS, *preference_world.SKILLS]
-    if dataset["source"] == "mini_world" and skill not in ("pretraining", *known):
+    if skill not in ("pretraining", *known):
         raise UserError(
             f"{group}.skill={skill}: no such skill{nearest(skill, known)}; pretraining, or one of {', '.join(known)}"
         )
+    if skill in preference_world.SKILLS:
+        try:
+            preference_world.check_options(skill, dataset["options"])
+        except ValueError as error:
+            raise UserError(f"{group}.options.{error}") from error
+    elif dataset["options"]:
+        raise UserError(f"{group}.options={dataset['options']}: only preference skills have options, got {skill}")
 
 
 def _check_parts(config: dict[str, Any], chosen: dict[str, str]) -> None:

@@ -253,9 +253,7 @@ class RunContext:
         """Measure every training example once; cached by model and data."""
         if role != "reference" or self.spec.reference is None:
             return self.start.measure(what, self._data, values, per)
-        start = Start(
-            self.spec, lambda: self.role("reference"), self.tell, self._rank, self._world, reference=True
-        )
+        start = Start(self.spec, lambda: self.role("reference"), self.tell, self._rank, self._world, reference=True)
         measured = start.measure(what, self._data, values, per)
         if "reference" in self._roles and "reference" not in self.method.frozen:  # it was needed for this alone
             close_frozen(self._roles.pop("reference"))

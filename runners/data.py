@@ -1,6 +1,7 @@
 """From a data set to token sequences: load, fill the template, tokenise, mask."""
 
 import collections
+import contextlib
 import logging
 import math
 import string
@@ -17,22 +18,14 @@ from evals.local_data import local_copy, reader
 from methods.examples import Examples
 from runners.errors import UserError, nearest
 from runners.progress import progress
+from runners.schema import RESPONSES
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 1000  # examples tokenised at once
 
-# The keys of `dataset:` that are templates over the columns, and those that name one, by type of data.
-_TEMPLATES = {
-    "completion": ("prompt", "completion"),
-    "negative": ("prompt", "completion"),
-    "labelled": ("prompt", "completion"),
-    "pair": ("prompt", "chosen", "rejected"),
-    "groups": ("prompt",),
-    "ranked": ("prompt",),
-}
-_COLUMNS = {"labelled": ("label",), "groups": ("chosen", "rejected"), "ranked": ("responses", "scores")}
-_TURN = "\n\nAssistant:"  # before an answer, in a dialogue as Anthropic publishes them
+# Before what each side says, in a dialogue as Anthropic publishes them.
+_ASSISTANT, _HUMAN = "\n\nAssistant:", "\n\nHuman:"
 
 
 def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -69,12 +62,17 @@ def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def _needed_columns(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Each key of `dataset:` that asks for a column, with the column."""
-    kind = settings["type"]
-    templates = _TEMPLATES[kind]
-    if settings["layout"] != "columns":  # then the prompt stands before the answer, in one column
-        templates = templates[1:]
+    templates, columns = RESPONSES[settings["type"]]
+    if settings["layout"] == "columns":  # else the prompt stands before the answer, in one column
+        templates = ("prompt", *templates)
     asked = [(key, column) for key in templates for column in _columns_of(key, settings[key])]
-    return asked + [(key, settings[key].strip("{}")) for key in _COLUMNS.get(kind, ())]
+    return asked + [(key, _column(key, settings)) for key in columns]
+
+
+def _column(key: str, settings: Mapping[str, Any]) -> str:
+    """The one column that a key names, as `{column}`."""
+    name: str = settings[key].removeprefix("{").removesuffix("}")
+    return name
 
 
 def _only(rows: Any, settings: Mapping[str, Any]) -> Any:
@@ -99,13 +97,13 @@ def _mini_world(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     try:
         if skill in preference_world.SKILLS:
             return preference_world.rows(skill, settings["split"], size, seed, **settings["options"])
-        if settings["options"]:
-            raise ValueError(f"takes no dataset.options, got {settings['options']}")
-        if skill == "pretraining":
+        if skill != "pretraining":
+            items = mini_world.items(skill, settings["split"], size, seed)
+        elif settings["split"] == "train":
             items = mini_world.pretraining_items(size, seed)
         else:
-            items = mini_world.items(skill, "train", size, seed)
-    except (TypeError, ValueError) as error:
+            raise ValueError(f"there is only dataset.split=train, got {settings['split']}")
+    except ValueError as error:
         raise UserError(f"dataset.skill={skill}: {error}") from error
     return [{"prompt": item.prompt, "answer": item.answer, "part": item.part} for item in items]
 
@@ -119,11 +117,11 @@ def _file(settings: Mapping[str, Any]) -> Any:
 
 
 def _hub(settings: Mapping[str, Any]) -> Any:
-    copy = local_copy(settings["path"], settings["data_root"])
+    where, split = settings["data_dir"], settings["split"]
+    copy = local_copy(settings["path"], settings["data_root"], where)
     if copy:
-        path = copy[settings["split"]]
-        return _load(reader(path), data_files=str(path), split="train")
-    return _load(settings["path"], settings["name"], split=settings["split"], revision=settings["revision"])
+        return _load(reader(copy[split]), data_files=str(copy[split]), split="train")
+    return _load(settings["path"], settings["name"], split=split, revision=settings["revision"], data_dir=where)
 
 
 def _load(path: str, *words: Any, **options: Any) -> Any:
@@ -171,9 +169,13 @@ class _BadRow(Exception):
 
 
 def texts(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, str]]:
-    """Prompt and completion of each row, by the templates of `dataset:` settings of type `completion`."""
-    read = [_read(row, settings, tokenizer) for row in rows]
-    return [(found.prompt, found.responses[0]) for found in read]
+    """Prompt and completion of each row that can be used, by `dataset:` settings of type `completion`."""
+    found = []
+    for row in rows:
+        with contextlib.suppress(_BadRow):
+            read = _read(row, settings, tokenizer)
+            found.append((read.prompt, read.responses[0]))
+    return found
 
 
 def _read(row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any) -> _Responses:
@@ -184,39 +186,45 @@ def _read(row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any) -
     """
     kind = settings["type"]
     labels: list[float] | None = None
+    answers: list[Any]
     if kind == "pair":
         answers, labels = [_filled("chosen", row, settings), _filled("rejected", row, settings)], [1.0, 0.0]
     elif kind == "groups":
-        sides = [list(row[settings[key].strip("{}")] or ()) for key in ("chosen", "rejected")]
-        if not all(sides):
+        chosen, rejected = (_listed(key, row, settings) for key in ("chosen", "rejected"))
+        if not chosen or not rejected:
             raise _BadRow("no response on one side")
-        answers, labels = sides[0] + sides[1], [1.0] * len(sides[0]) + [0.0] * len(sides[1])
+        answers, labels = chosen + rejected, [1.0] * len(chosen) + [0.0] * len(rejected)
     elif kind == "ranked":
-        answers = list(row[settings["responses"].strip("{}")] or ())
-        scores = list(row[settings["scores"].strip("{}")] or ())
+        answers, scores = (_listed(key, row, settings) for key in ("responses", "scores"))
         if len(answers) < 2 or len(answers) != len(scores):
             raise _BadRow("fewer than two responses, or not a score for each")
-        if any(score is None or not math.isfinite(score) for score in scores):
-            raise _BadRow("a score is not a number")
+        if not all(_is_number(score) for score in scores):
+            raise _BadRow("a score that is not a number")
         order = sorted(range(len(scores)), key=lambda i: -scores[i])  # the best first
         answers, labels = [answers[i] for i in order], [float(scores[i]) for i in order]
+        if labels[0] == labels[-1]:
+            raise _BadRow("all scores are equal")
     else:
         answers = [_filled("completion", row, settings)]
         if kind == "negative":
             labels = [0.0]
         if kind == "labelled":
-            labels = [_label(row[settings["label"].strip("{}")])]
-    prompts, responses = zip(*[_split(answer, row, settings, tokenizer) for answer in answers], strict=True)
-    if len(set(prompts)) > 1:
+            labels = [_label(row[_column("label", settings)])]
+    read = [_split(answer, row, settings) for answer in answers]
+    if any(prompt != read[0][0] for prompt, _ in read):
         raise _BadRow("the responses have different prompts")
-    if kind != "completion":
-        if not all(response.strip() for response in responses):
-            raise _BadRow("an empty response")
-        if kind == "pair" and responses[0] == responses[1]:
-            raise _BadRow("chosen equals rejected")
-        if kind == "ranked" and labels is not None and labels[0] == labels[-1]:
-            raise _BadRow("all scores are equal")
-    return _Responses(prompts[0], list(responses), labels)
+    responses = [response for _, response in read]
+    if kind != "completion" and not all(response.strip() for response in responses):
+        raise _BadRow("an empty response")
+    if kind == "pair" and responses[0] == responses[1]:
+        raise _BadRow("chosen equals rejected")
+    if kind == "groups" and sorted(responses[: len(chosen)]) == sorted(responses[len(chosen) :]):
+        raise _BadRow("chosen equals rejected")
+    prompt = read[0][0]
+    if isinstance(prompt, str):
+        return _Responses(prompt, responses, labels)
+    written = [_chat(prompt, response, settings, tokenizer) for response in responses]
+    return _Responses(written[0][0], [response for _, response in written], labels)
 
 
 def _label(value: Any) -> float:
@@ -225,50 +233,66 @@ def _label(value: Any) -> float:
     raise _BadRow("a label that is neither true nor false")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _filled(key: str, row: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     """A template filled in; of a layout with messages what the one column holds."""
     if settings["layout"] == "messages":
-        return row[settings[key].strip("{}")]
+        return row[_column(key, settings)]
     return settings[key].format_map(row)
 
 
-def _split(
-    answer: Any, row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any
-) -> tuple[str, str]:
-    """Prompt and response of one answer, by the layout."""
-    layout = settings["layout"]
-    if layout == "dialogue":
-        before, turn, after = str(answer).rpartition(_TURN)
-        if not turn:
-            raise _BadRow(f"a dialogue without {_TURN.strip()}")
+def _listed(key: str, row: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Any]:
+    """What a column of lists holds.
+
+    Raises:
+        UserError: no list; of a string the letters would be the responses.
+    """
+    found = row[_column(key, settings)]
+    if not isinstance(found, list | tuple):
+        raise UserError(f"dataset.{key}={settings[key]!r}: must be a column of lists, got {str(found)[:40]!r}")
+    return list(found)
+
+
+def _split(answer: Any, row: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str | list[Any], str]:
+    """Prompt and response of one answer, by the layout; a prompt in messages, where a chat template is to write it."""
+    if settings["layout"] == "messages":
+        turns = answer if isinstance(answer, list) else []
+        if not turns or not all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in turns):
+            raise _BadRow("messages that are not a list of role and content")
+        if turns[-1].get("role") != "assistant" or len(turns) < 2:
+            raise _BadRow("messages that do not end with the assistant's answer")
+        return turns[:-1], turns[-1]["content"]
+    if not isinstance(answer, str):
+        raise _BadRow("a response that is not text")
+    if settings["layout"] == "dialogue":
+        before, turn, after = answer.rpartition(_ASSISTANT)
+        if not turn or _HUMAN in after:
+            raise _BadRow("a dialogue that does not end with the assistant's answer")
         return before + turn, after
-    if layout == "messages":
-        messages = answer if isinstance(answer, list) else None
-        if not messages or messages[-1].get("role") != "assistant":
-            raise _BadRow("messages that do not end with the assistant's")
-        return _chat(messages, tokenizer)
     prompt = settings["prompt"].format_map(row)
-    if settings["chat"]:
-        asked = [{"role": "user", "content": prompt}, {"role": "assistant", "content": str(answer)}]
-        return _chat(asked, tokenizer)
-    return prompt, str(answer)
+    return ([{"role": "user", "content": prompt}] if settings["chat"] else prompt), answer
 
 
-def _chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> tuple[str, str]:
-    """A dialogue as the tokenizer's chat template writes it, cut where the last answer begins."""
+def _chat(prompt: list[Any], response: str, settings: Mapping[str, Any], tokenizer: Any) -> tuple[str, str]:
+    """Prompt and response as the tokenizer's chat template writes them."""
+    key = "dataset.chat=true" if settings["chat"] else "dataset.layout=messages"
     if tokenizer.chat_template is None:
         raise UserError(
-            "dataset.layout: messages need a chat template, and the tokenizer has none; take a model that was trained "
-            "with one, or set model.tokenizer to one that has it"
+            f"{key}: needs a chat template, and the tokenizer has none; take a model that was trained with one, or set "
+            "model.tokenizer to one that has it"
         )
-    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    if not whole.startswith(prompt):
-        raise UserError("dataset.layout: the tokenizer's chat template changes a prompt by the answer after it")
+    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    answered = [*prompt, {"role": "assistant", "content": response}]
+    whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    if not whole.startswith(before):
+        raise UserError(f"{key}: the tokenizer's chat template changes a prompt by the answer after it")
     bos = tokenizer.bos_token
-    if bos and prompt.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
-        prompt, whole = prompt.removeprefix(bos), whole.removeprefix(bos)  # the tokenizer adds it itself
-    return prompt, whole[len(prompt) :].rstrip("\n")
+    if bos and before.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        before, whole = before.removeprefix(bos), whole.removeprefix(bos)  # the tokenizer adds it itself
+    return before, whole[len(before) :].rstrip("\n")
 
 
 def tokenize(
@@ -315,25 +339,27 @@ def tokenize(
                         dropped["longer than training.max_length"] += 1
                         continue
                     if grouped and any(target >= max_length for _, target in sequences):
-                        dropped["a prompt that leaves no room for a response"] += 1
+                        dropped["a prompt that leaves no room for a response in training.max_length"] += 1
                         continue
+                sequences = [(ids[:max_length], target) for ids, target in sequences]
+                if len(sequences) > 1 and all(ids == sequences[0][0] for ids, _ in sequences):
+                    dropped["responses of the same tokens, as far as training.max_length"] += 1
+                    continue
                 for ids, target in sequences:
-                    tokens.append(np.asarray(ids[:max_length], dtype=np.int32))
+                    tokens.append(np.asarray(ids, dtype=np.int32))
                     targets.append(target)
                 sizes.append(len(sequences))
                 labels += read.labels or []
             advance(len(chunk))
     examples = Examples.of(tokens, targets, sizes if grouped else None, labels if grouped else None)
-    left_out = sum(dropped.values())
-    if left_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-        log.warning("dataset: %d of %d rows are left out (%s)", left_out, len(rows), reasons)
+    reasons = "".join(f"; {count}: {reason}" for reason, count in dropped.most_common())
+    told = f"{sum(dropped.values())} of {len(rows)} rows are left out{reasons}"
     if not examples.target_tokens:
-        told = "".join(f"; {count}: {reason}" for reason, count in dropped.most_common())
-        raise UserError(
-            f"training.max_length={max_length}: no example has a token that carries loss "
-            f"({left_out} of {len(rows)} dropped{told})"
-        )
+        if dropped and not any("max_length" in reason for reason in dropped):
+            raise UserError(f"dataset={settings['path'] or settings['skill']}: no row can be used ({told})")
+        raise UserError(f"training.max_length={max_length}: no example has a token that carries loss ({told})")
+    if dropped:
+        log.warning("dataset=%s: %s", settings["path"] or settings["skill"], told)
     return examples
 
 
@@ -345,7 +371,7 @@ def _tokenized(
     dropped: collections.Counter[str],
 ) -> Iterable[tuple[int, _Responses, list[tuple[list[int], int]]]]:
     """Of each row that can be used: its number, what it says, and of each response token ids and the first target."""
-    read: list[tuple[int, _Responses]] = []
+    read = []
     for offset, row in enumerate(rows):
         try:
             read.append((first + offset, _read(row, settings, tokenizer)))

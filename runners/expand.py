@@ -172,9 +172,12 @@ def _has_key(overrides: list[str], key: str, roots: list[Path]) -> bool:
 
 @lru_cache(maxsize=256)
 def _keys(path: Path, _modified: int) -> frozenset[str]:
+    """The keys of a choice, and those inside of them (`preference.prompts`)."""
     from omegaconf import OmegaConf
 
-    return frozenset(str(key) for key in OmegaConf.load(path))
+    data: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    inner = {f"{key}.{name}" for key, value in data.items() if isinstance(value, dict) for name in value}
+    return frozenset({*map(str, data), *inner})
 
 
 def load_experiment(name: str, roots: list[Path]) -> dict[str, Any]:

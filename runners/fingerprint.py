@@ -121,7 +121,26 @@ def _of_module(path: Path, _modified: int) -> str:
                 and isinstance(first.value.value, str)
             ):
                 node.body = body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(_written(tree).encode()).hexdigest()
+
+
+def _written(node: Any) -> str:
+    """A syntax tree as text that is the same in every version of Python: what is empty is left out, as new fields are.
+
+    `ast.dump` of Python 3.12 shows that a function has no type parameters, which would make every result stale.
+    """
+    if isinstance(node, list):
+        return f"[{','.join(map(_written, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+    # `None` as a constant is what the source says, not a field that is not there.
+    if isinstance(node, ast.Constant):
+        fields = iter([("value", node.value)])
+    if isinstance(node, ast.JoinedStr):  # an f-string, in which 3.12 puts an empty constant after a nested format
+        parts = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+        fields = iter([("values", parts)])
+    return f"{type(node).__name__}({','.join(f'{name}={_written(value)}' for name, value in fields)})"
 
 
 @lru_cache(maxsize=1024)
@@ -146,13 +165,22 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
             if Path(name).is_dir()
             else _hub_revision(name, model["revision"] if key == "id" else None, "model")
         )
+    measured = config["evaluation"].get("preference") or {}
+    rewards = {"evaluation.preference.reward": measured.get("reward"), "method.reward": config["method"].get("reward")}
+    for key, reward in rewards.items():
+        name = reward.get("model") if isinstance(reward, dict) else None
+        if name is not None:
+            content = _of_path(Path(name)) if Path(name).is_dir() else _hub_revision(name, None, "model")
+            found[f"{key}.model"] = content
     return found
 
 
 def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The data sets of a run: the one it is about, and that of a mix which has one."""
-    mixed = config["mix"].get("dataset")
-    return [("dataset", config["dataset"]), *([("mix.dataset", mixed)] if isinstance(mixed, dict) else [])]
+    """The data sets of a run: the one it is about, that of a mix which has one, those of its evaluation."""
+    others = [("mix.dataset", config["mix"].get("dataset"))]
+    for name in ("preference", "judge"):
+        others.append((f"evaluation.{name}.dataset", (config["evaluation"].get(name) or {}).get("dataset")))
+    return [("dataset", config["dataset"]), *((name, data) for name, data in others if isinstance(data, dict))]
 
 
 def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:
@@ -160,7 +188,7 @@ def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:
         return _of_path(Path(dataset["path"]))
     if dataset["source"] != "hub":
         return None  # generated, by source that is fingerprinted elsewhere
-    copy = local_copy(dataset["path"], dataset["data_root"])
+    copy = local_copy(dataset["path"], dataset["data_root"], dataset["data_dir"])
     if not copy:
         return _hub_revision(dataset["path"], dataset["revision"], "dataset")
     if dataset["split"] not in copy:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import deepspeed
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,12 +16,8 @@ from methods.divergences import kl
 from methods.examples import Examples
 from methods.generation import Sampling
 from methods.kinds import adapter
-from runners import preemption, processes, record
-from runners.batches import Batches
+from runners.comparison import started_from, sums_over_tokens
 from runners.compose import RunSpec
-from runners.engine import close_frozen, device, frozen_engine, sum_over_processes
-from runners.models import load_model
-from runners.progress import progress
 from runners.start import Start, Tell
 
 TASK = "kl_to_base"
@@ -49,25 +44,18 @@ def with_kl_to_base(
         tell: from the name of a phase to a function of (done, total).
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    settings, start = spec.config["evaluation"]["kl_to_base"], spec.start
+    settings = spec.config["evaluation"]["kl_to_base"]
     limit = spec.config["evaluation"]["limit"] or settings["samples"]
-    folder = record.weights(start.parent)[0] if start.parent else None
-    loaded = load_model(start.config["model"], folder, len(tokenizer), dtype)
-    # As the tuned one is placed: where nothing was learned the divergence is 0.
-    sharded = isinstance(tuned, deepspeed.DeepSpeedEngine)
-    base: nn.Module = frozen_engine(loaded, spec.config["engine"]) if sharded else loaded.to(device()).eval()
-    try:
+    count = max(min(settings["samples"], limit), 2)
+    with started_from(spec, tokenizer, tuned, dtype) as base:
         prompt = [token_to_start_from(tokenizer, settings["start_token"], "evaluation.kl_to_base")]
-        count = max(min(settings["samples"], limit), 2)
         samples = Start(spec, lambda: base, tell, rank, world).generate(
             f"kl-to-base-{settings['seed']}",
             [prompt] * count,
             Sampling(max_new_tokens=settings["max_length"] - 1, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id),
             settings["batch_size"],
         )
-        whole, sampled = _compare(spec, samples, base, tuned, tokenizer.pad_token_id, tell(TASK), rank, world)
-    finally:
-        close_frozen(base)
+        whole, sampled = _compare(spec, samples, base, tuned, tokenizer.pad_token_id, tell(TASK))
     return dataclasses.replace(
         measured,
         metrics={**measured.metrics, TASK: {**_named(whole), **_named(sampled, "log_ratio_")}},
@@ -89,38 +77,19 @@ def _named(found: Divergence, prefix: str = "") -> dict[str, float]:
 
 
 def _compare(
-    spec: RunSpec, samples: Examples, base: nn.Module, tuned: nn.Module, pad: int, tell: Tell, rank: int, world: int
+    spec: RunSpec, samples: Examples, base: nn.Module, tuned: nn.Module, pad: int, tell: Tell
 ) -> tuple[Divergence, Divergence]:
     """The divergence by the chain rule, and by the log-ratio of whole sequences."""
     kind = adapter(spec.config["model"]["kind"])
+
+    def values(batch: Batch) -> list[Tensor]:
+        """KL by the chain rule, log p, log q of each token."""
+        p_KV, q_KV = (kind.target_logits(model, batch).float().log_softmax(-1) for model in (base, tuned))
+        drawn_K1 = batch.targets_K.unsqueeze(-1)
+        return [kl(p_KV, q_KV), *(logps_KV.gather(-1, drawn_K1).squeeze(-1) for logps_KV in (p_KV, q_KV))]
+
     rows = spec.config["evaluation"]["batch_size"]
-    batches = Batches(samples, rows, rows, False, int(samples.lengths.max()), pad, 0, rank, world)
-    sums_3S = torch.zeros(3, len(samples), dtype=torch.float64)  # KL by the chain rule, log p, log q of each sequence
-    seen_S = torch.zeros(len(samples), dtype=torch.float64)
-    with torch.no_grad(), progress("KL to the base model", len(samples)) as advance:
-        done = 0
-        for batch in batches.once():
-            if processes.any_rank(preemption.requested()):
-                raise processes.stop("in its evaluation")
-            batch = batch.to(device())
-            p_KV, q_KV = (kind.target_logits(model, batch).float().log_softmax(-1) for model in (base, tuned))
-            drawn_K1 = batch.targets_K.unsqueeze(-1)
-            values = [kl(p_KV, q_KV), *(logps_KV.gather(-1, drawn_K1).squeeze(-1) for logps_KV in (p_KV, q_KV))]
-            places = batch.example_S.cpu()
-            for number, value_K in enumerate(values):
-                sums_3S[number, places] = _by_sequence(value_K, batch)
-            seen_S[places] = 1.0
-            done = min(done + world * len(places), len(samples))
-            advance(world * len(places))
-            tell(done, len(samples))
-    if world > 1:  # the last of an uneven share was seen twice
-        for tensor in (sums_3S, seen_S):
-            sum_over_processes(tensor)
-    kl_S, base_S, tuned_S = (sums_3S / seen_S).numpy()
+    found = sums_over_tokens(samples, values, rows=rows, pad=pad, what="KL to the base model", tell=tell)
+    kl_S, base_S, tuned_S = found
     tokens_S = (samples.lengths - samples.targets).astype(np.int64)
     return chain_rule(kl_S, tokens_S), log_ratio(base_S, tuned_S, tokens_S)
-
-
-def _by_sequence(values_K: Tensor, batch: Batch) -> Tensor:
-    summed_S = torch.zeros(len(batch.example_S), dtype=torch.float64, device=values_K.device)
-    return summed_S.index_add(0, batch.sequence_K, values_K.double()).cpu()

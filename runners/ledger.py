@@ -194,6 +194,8 @@ def _whole(identity: str, known: Mapping[str, Any]) -> dict[str, Any]:
     parents = [_whole(parent, known) for parent in _parents(found["model"])]
     if not parents:
         return dict(found)
-    model = {key: value for key, value in found["model"].items() if key not in ("from_run", "from_runs", "reference_run")}
+    model = {
+        key: value for key, value in found["model"].items() if key not in ("from_run", "from_runs", "reference_run")
+    }
     named = {"parent": parents[0]} if len(parents) == 1 else {"parents": {str(n): p for n, p in enumerate(parents)}}
     return {**found, "model": model, **named}

@@ -34,7 +34,7 @@ def load_tokenizer(settings: Mapping[str, Any], parent: Path | None) -> PreTrain
         return byte_tokenizer()
     source = str(parent / "model") if parent else settings["tokenizer"] or settings["id"]
     revision = settings["revision"] if source == settings["id"] else None
-    loader = PreTrainedTokenizerFast if parent and _is_generic(parent / "model") else AutoTokenizer
+    loader = PreTrainedTokenizerFast if _is_generic(Path(source)) else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(source, revision=revision, trust_remote_code=settings["trust_remote_code"])
     except (OSError, ValueError, KeyError) as error:

@@ -7,6 +7,7 @@ ranks meet in takes a port from the system and tells it, so neighbours on a node
 torch is imported when processes join or are started.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -89,9 +90,18 @@ def join(meeting: Path) -> tuple[int, int]:
             # A store in memory: no port at all.
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+            atexit.register(_leave)
     os.environ.setdefault("LOCAL_RANK", "0")
     join_deepspeed()
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _leave() -> None:
+    """End the group of a process that is alone; NCCL warns of groups that nobody ends."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _local_device() -> str:

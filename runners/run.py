@@ -31,8 +31,10 @@ from runners.data import load_rows
 from runners.engine import close_frozen, device, frozen_engine
 from runners.errors import UserError
 from runners.evaluation import by_lm_eval
+from runners.judge_evaluation import Questions, questions, with_judge
 from runners.kl_to_base import with_kl_to_base
 from runners.models import load_model
+from runners.preference_evaluation import HeldOut, held_out, with_preference
 from runners.record import Recorder
 from runners.tracker import NullTracker, Tracker, open_tracker
 
@@ -213,6 +215,10 @@ def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, wor
     training.seed_everything(spec.seed, rank)
     context = RunContext(spec, recorder, tracker, rank, world)
     ended = processes.agree(recorder.method_ended() if rank == 0 else None)
+    # A mistake in what it is measured on is told before it is trained.
+    settings = spec.config["evaluation"]
+    held = held_out(spec, context.tokenizer, context.parent) if settings["preference"] else None
+    asked = questions(spec, context.tokenizer, context.parent) if settings["judge"] else None
     try:
         if ended is None:
             if rank == 0:  # answers of weights that are made again
@@ -226,7 +232,7 @@ def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, wor
     finally:
         context.close()  # after a failure too: an exception keeps what its frames hold
     evaluating = time.perf_counter()
-    evaluation = _evaluate(spec, context, world)
+    evaluation = _evaluate(spec, context, held, asked, world)
     for task, samples in evaluation.samples.items():
         recorder.samples(task, samples)
     return {
@@ -256,10 +262,12 @@ def _open_tracker(spec: RunSpec) -> Tracker:
     )
 
 
-def _evaluate(spec: RunSpec, context: RunContext, world: int) -> Evaluation:
+def _evaluate(
+    spec: RunSpec, context: RunContext, held: HeldOut | None, asked: Questions | None, world: int
+) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]
-    if not settings["tasks"] and not settings["kl_to_base"]:
+    if not settings["tasks"] and not settings["kl_to_base"] and held is None and asked is None:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
     dtype = "bfloat16" if engine["precision"] != "fp32" else spec.config["model"]["dtype"]
@@ -285,6 +293,10 @@ def _evaluate(spec: RunSpec, context: RunContext, world: int) -> Evaluation:
         )
         if settings["kl_to_base"]:
             measured = with_kl_to_base(measured, spec, context.tokenizer, placed, dtype, context.tell)
+        if held is not None:
+            measured = with_preference(measured, spec, held, context.tokenizer, placed, dtype, context.tell)
+        if asked is not None:
+            measured = with_judge(measured, spec, asked, context.tokenizer, placed, dtype, context.tell)
         return measured
     finally:
         close_frozen(placed)

@@ -5,10 +5,12 @@ instead (`runners/signatures.py`). Types and ranges are pydantic's; rules over s
 `__post_init__`. No torch here: checking a sweep of hundreds of cells must stay cheap.
 """
 
+import re
+import string
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -16,6 +18,16 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # Kinds of model that have an adapter in methods/kinds/.
 Kind = Literal["causal"]
+
+# Of each `dataset.type` the keys that say where its responses are: templates, and those that name one column.
+RESPONSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "completion": (("completion",), ()),
+    "negative": (("completion",), ()),
+    "labelled": (("completion",), ("label",)),
+    "pair": (("chosen", "rejected"), ()),
+    "groups": ((), ("chosen", "rejected")),
+    "ranked": ((), ("responses", "scores")),
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -56,18 +68,19 @@ class Model:
 class Dataset:
     """`dataset:` — training examples: a prompt and its completion, or the responses to it and what is said of them.
 
-    type: completion (to be imitated), pair (chosen and rejected), labelled (one response, good or bad), negative (one bad
-    response), ranked (responses with scores), groups (several chosen, several rejected).
+    type: completion (to be imitated), pair (chosen and rejected), labelled (one response, good or bad), negative (one
+    bad response), ranked (responses with scores), groups (several chosen, several rejected).
     """
 
     source: Literal["mini_world", "hub", "file"]
     skill: str | None = None  # mini_world: one of its skills, or `pretraining` for their mixture
     size: PositiveInt | None = None  # mini_world: items generated
-    options: dict[str, float] = field(default_factory=dict)  # mini_world: of skills that have some
+    options: dict[str, float] = field(default_factory=dict)  # mini_world: of the preference skills
     seed: int = 0  # mini_world: which items
     path: str | None = None  # hub: its id; file: a .jsonl, .json or .parquet file
     name: str | None = None  # hub: the configuration of the set
     revision: str | None = None
+    data_dir: str | None = None  # hub: a folder inside the set, whose files alone are read
     split: str = "train"
     data_root: str | None = None  # hub: a folder that may hold a local copy
     type: Literal["completion", "pair", "labelled", "negative", "ranked", "groups"] = "completion"
@@ -75,7 +88,7 @@ class Dataset:
     chat: bool = False  # columns: as one turn of the tokenizer's chat template
     prompt: str = "{prompt}"  # template over the columns; empty: no prompt
     completion: str = "{answer}"
-    chosen: str = "{chosen}"  # pair: template; groups: the column, a list
+    chosen: str = "{chosen}"  # pair: template; groups: the column with a list of responses
     rejected: str = "{rejected}"
     label: str = "{label}"  # labelled: the column that says whether the completion is good
     responses: str = "{responses}"  # ranked: the column with a list of responses,
@@ -90,8 +103,19 @@ class Dataset:
             raise ValueError("dataset.skill and dataset.size must be set for source mini_world")
         if self.source != "mini_world" and self.path is None:
             raise ValueError(f"dataset.path must be set for source {self.source}")
-        if not self.completion:
-            raise ValueError("dataset.completion must be a template, got ''")
+        if self.options and self.source != "mini_world":
+            raise ValueError(f"dataset.options={self.options}: only source mini_world has options")
+        if self.chat and self.layout != "columns":
+            raise ValueError(f"dataset.chat=true: only for layout columns, as messages are a chat, got {self.layout}")
+        if self.loss_on == "all" and self.type != "completion":
+            raise ValueError(f"dataset.loss_on=all: only for type completion, as a response is judged, got {self.type}")
+        templates, columns = RESPONSES[self.type]
+        for key in templates:
+            if not getattr(self, key):
+                raise ValueError(f"dataset.{key} must be a template, got ''")
+        for key in (*columns, *(templates if self.layout == "messages" else ())):
+            if not re.fullmatch(r"\{[^{}]+\}", getattr(self, key)):
+                raise ValueError(f"dataset.{key} must name one column, as {{{key}}} does, got {getattr(self, key)!r}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -147,11 +171,76 @@ class KlToBase:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Preference:
+    """What the model prefers and writes, on held-out pairs and their prompts, against what training started from."""
+
+    dataset: dict[str, Any]  # keys of `dataset:`, of type pair
+    max_pairs: Annotated[int, Field(ge=2)] | None = None  # the first so many rows; null: all
+    prompts: Annotated[int, Field(ge=2)] = 200  # the first so many different ones are sampled from
+    samples_per_prompt: PositiveInt = 4
+    max_new_tokens: PositiveInt = 256
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    batch_size: PositiveInt = 64  # of the generation
+    seed: NonNegativeInt = 0
+    kl: bool = True  # KL to the start, and entropy, on the model's own samples
+    reward: dict[str, Any] | None = None  # {function: dotted path} or {model: ID}; null: no reward, no win rate
+    beta: PositiveFloat | None = None  # scale of the implicit reward; null: method.beta, 1 where there is none
+
+    def __post_init__(self) -> None:
+        if self.kl and (self.temperature != 1 or self.top_p != 1):
+            raise ValueError(
+                "evaluation.preference.kl=true: KL and entropy are estimated on samples as the model draws them, at "
+                f"temperature 1 and top_p 1, got {self.temperature} and {self.top_p}; to leave them out, set "
+                "evaluation.preference.kl=false"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Judge:
+    """Answers to prompts, compared with a baseline's by a language model behind an OpenAI-compatible endpoint."""
+
+    endpoint: str  # up to and without /chat/completions
+    model: str  # the judge, as the endpoint calls it
+    dataset: dict[str, Any]  # keys of `dataset:`, of type completion; its completions are the baseline's answers
+    baseline: Literal["dataset", "start"] = "dataset"  # start: what training started from answers in their place
+    api_key_env: str | None = None  # the environment variable that holds the key, where there is one
+    template: str | None = None  # of a question, with {prompt}, {first} and {second}; null: that of evals/judge.py
+    both_orders: bool = True  # ask twice, each answer first once
+    prompts: Annotated[int, Field(ge=2)] | None = None  # the first so many different ones; null: all
+    max_new_tokens: PositiveInt = 512  # of an answer
+    temperature: NonNegativeFloat = 0.0  # of an answer; 0 takes the likeliest tokens
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    batch_size: PositiveInt = 64  # of the generation
+    seed: NonNegativeInt = 0
+    reply_tokens: PositiveInt = 512  # of the judge
+    connections: PositiveInt = 8  # questions at the same time
+    timeout: PositiveFloat = 120.0  # seconds for a reply
+    retries: NonNegativeInt = 5  # where it is busy, down or broken off
+
+    def __post_init__(self) -> None:
+        if not re.match("https?://", self.endpoint):
+            raise ValueError(f"evaluation.judge.endpoint={self.endpoint}: must begin with http:// or https://")
+        if self.template is not None:
+            try:
+                names = {name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None}
+            except ValueError as error:
+                names = {str(error)}
+            if names != {"prompt", "first", "second"}:
+                raise ValueError(
+                    "evaluation.judge.template: must have {prompt}, {first} and {second} (a literal brace is written "
+                    f"twice), got {', '.join(sorted(names)) or 'none of them'}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Evaluation:
     """`evaluation:` — which lm-eval tasks measure the run's final model."""
 
     tasks: list[Annotated[Task, BeforeValidator(_by_name)]] = field(default_factory=list)  # or bare names
     kl_to_base: KlToBase | None = None
+    preference: Preference | None = None
+    judge: Judge | None = None
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # items per task, where the task states none
     max_length: PositiveInt | None = None  # of the context; null: the model's

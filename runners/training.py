@@ -181,10 +181,10 @@ def train(
                 held.after_step(step + 1, total)
             done.step, done.units, done.target_tokens = step + 1, done.units + count, done.target_tokens + tokens
             if done.step % settings["log_every"] == 0 or done.step == total:
-                values = _sums_over_processes([value for value, _ in sums.values()], engine.world)
-                metrics = {
-                    name: value / divisor for (name, (_, divisor)), value in zip(sums.items(), values, strict=True)
-                }
+                divisors = _of_any_process({name: divisor for name, (_, divisor) in sums.items()}, engine.world)
+                own_values = [sums[name][0] if name in sums else 0.0 for name in divisors]
+                values = _sums_over_processes(own_values, engine.world)
+                metrics = {name: value / divisors[name] for name, value in zip(divisors, values, strict=True)}
                 now = time.perf_counter()
                 speed = (done.target_tokens - tokens_logged) / (now - logged_at)
                 metrics |= {
@@ -262,6 +262,16 @@ class _Terms:
         if on_weights is not None:
             note("train/penalty", on_weights, 1)
         return sums
+
+
+def _of_any_process(divisors: dict[str, int], world: int) -> dict[str, int]:
+    """The metrics that any process has: one whose batches are there for company has fewer. The same order in all."""
+    if world == 1:
+        return divisors
+    found: list[Any] = [None] * world
+    torch.distributed.all_gather_object(found, divisors)
+    together = {name: divisor for own in found for name, divisor in own.items()}
+    return dict(sorted(together.items()))
 
 
 def _sums_over_processes(values: list[Any], world: int) -> list[float]:

@@ -39,6 +39,7 @@ SHAPE = {
 }
 TINY = {**SHAPE, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
+COMMAND = [sys.executable, "-m", "runners.main"]
 SKIPPED = 3  # windows of the log before speed counts
 
 
@@ -87,7 +88,7 @@ def words_for(shape: dict[str, object], engine: str, options: argparse.Namespace
 
 def measure(words: list[str]) -> float:
     """Target tokens per second over all GPUs, once the first windows are past."""
-    subprocess.run([command(), *words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*COMMAND, *words], check=True, stdout=subprocess.DEVNULL)
     folder = Path(words[-1].partition("=")[2])
     rows = [json.loads(line) for path in folder.glob("runs/*/metrics.jsonl") for line in path.open()]
     return statistics.median(row["train/target_tokens_per_second"] for row in rows[SKIPPED:])
@@ -112,22 +113,18 @@ def utilisation(speed: float, shape: dict[str, object], gpus: int) -> str:
 def kill_and_resume(words: list[str], folder: Path, engine: str) -> str:
     """kill -9 after the second checkpoint, then the same command; its losses beside those of the straight run."""
     outputs = folder / f"{engine}-killed"
-    process = subprocess.Popen([command(), *words, f"outputs={outputs}"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*COMMAND, *words, f"outputs={outputs}"], stderr=subprocess.DEVNULL)
     while len(list(outputs.glob("runs/*/checkpoints/step-*/COMPLETE.json"))) < 2 and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run([command(), *words, f"outputs={outputs}"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*COMMAND, *words, f"outputs={outputs}"], check=True, stdout=subprocess.DEVNULL)
     losses = []
     for place in (folder / engine, outputs):
         rows = [json.loads(line) for path in place.glob("runs/*/metrics.jsonl") for line in path.open()]
         losses.append([row["train/loss"] for row in rows])
     largest = max(abs(a - b) for a, b in zip(*losses, strict=True))
     return f"killed and resumed, largest difference of a logged loss {largest:.2e}"
-
-
-def command() -> str:
-    return str(Path(sys.executable).with_name("retable"))
 
 
 if __name__ == "__main__":

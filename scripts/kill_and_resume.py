@@ -114,7 +114,7 @@ def moments(count: int, generator: random.Random) -> list[Moment]:
 
 
 def start(words: list[str], outputs: Path) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).with_name("retable")), *words, f"outputs={outputs}"]
+    command = [sys.executable, "-m", "runners.main", *words, f"outputs={outputs}"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -123,6 +123,21 @@ def test_row_without_a_value() -> None:
     assert failed(*ON_FILE) == "dataset.completion='{answer}': example 1 has no 'answer'"
 
 
+def test_pairs_of_which_none_can_be_used() -> None:
+    rows = [{"prompt": "1+1=", "chosen": "2", "rejected": rejected} for rejected in ("2", "2", "")]
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert failed(*ON_FILE, "dataset.type=pair", "method=preference/dpo") == (
+        "dataset=data.jsonl: no row can be used (3 of 3 rows are left out; 2: chosen equals rejected; "
+        "1: an empty response)"
+    )
+
+
+def test_data_that_the_method_cannot_use() -> None:
+    assert refused(*ON_FILE, "method=preference/dpo") == (
+        "dataset.type=completion: method=preference/dpo needs pair (prompts with a chosen and a rejected response)"
+    )
+
+
 @pytest.mark.parametrize("content", ["", "\n"])
 def test_empty_data_set(content: str) -> None:
     Path("data.jsonl").write_text(content)

@@ -89,10 +89,31 @@ def test_every_choice_composes_and_passes_the_check(number: int) -> None:
         chosen["scale"] = "mini"
     if chosen["method"].startswith("merging/"):  # what it takes are runs
         chosen["model"] = "mini"
-    words = [f"{group}={name}" for group, name in chosen.items()]
-    needed = [word for choice in chosen.items() for word in NEEDED.get(choice, [])]
-    spec = run_spec([*words, *needed, "evaluation.confirm_run_unsafe_code=true"])
-    assert {group: spec.choices[group] for group in chosen} == chosen
+    for fitting in fitted(chosen):
+        words = [f"{group}={name}" for group, name in fitting.items()]
+        needed = [word for choice in fitting.items() for word in NEEDED.get(choice, [])]
+        spec = run_spec([*words, *needed, "evaluation.confirm_run_unsafe_code=true"])
+        assert {group: spec.choices[group] for group in fitting} == fitting
+
+
+def fitted(chosen: dict[str, str]) -> list[dict[str, str]]:
+    """Choices whose method can be trained on their data set: those, or one with another of each."""
+
+    def data_of(method: str) -> tuple[str, ...]:
+        attributes = read(plain(CONF / "method" / f"{method}.yaml")["_target_"]).attributes
+        return attributes.get("data") or () if attributes.get("trained") else ()
+
+    def type_of(dataset: str) -> str:
+        return plain(CONF / "dataset" / f"{dataset}.yaml").get("type", "completion")
+
+    def fits(method: str, dataset: str) -> bool:
+        return not data_of(method) or type_of(dataset) in data_of(method)
+
+    if fits(chosen["method"], chosen["dataset"]):
+        return [chosen]
+    dataset = next(name for name in CHOSEN["dataset"] if fits(chosen["method"], name))
+    method = next(name for name in CHOSEN["method"] if fits(name, chosen["dataset"]) and "merging" not in name)
+    return [{**chosen, "dataset": dataset}, {**chosen, "method": method}]
 
 
 @pytest.mark.parametrize(("group", "name"), CHOSEN_PARTS)
@@ -235,7 +256,7 @@ def test_columns_are_measured_by_the_evaluation(name: str, scale: str) -> None:
     experiment = load_experiment(name, ROOTS)
     spec = run_spec([f"experiment={name}", f"scale={scale}", "evaluation.confirm_run_unsafe_code=true"])
     asked = {task["name"] for task in spec.config["evaluation"]["tasks"]}
-    asked |= {"kl_to_base"} if spec.config["evaluation"]["kl_to_base"] else set()
+    asked |= {name for name in ("kl_to_base", "preference", "judge") if spec.config["evaluation"][name]}
     measured = asked | {leaf["task"] for name in asked for _, leaf in task_index._leaves(name, task_index._roots(None))}
     metrics = [column["metric"] for column in experiment["columns"][scale].values() if "metric" in column]
     assert {metric.partition("/")[0] for metric in metrics} <= measured | {"train"}

@@ -15,7 +15,7 @@ paper's choice; a re-implementation has KL(student || teacher) and a moving aver
 """
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 

@@ -5,7 +5,7 @@ Legend: B rows, T tokens of a row, K target tokens of the batch, C of them at a 
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,23 +23,22 @@ class Causal:
     """Adapter of causal LMs as `transformers` defines them (bare, or inside a DeepSpeed engine).
 
     logits_chunk: of more target tokens than this, the logits are made chunk by chunk, and again in the backward pass,
-    so that no more than [C, V] of them are ever held; None: all at once. It changes memory and speed, not results.
+    so that no more than [C, V] of them are ever held; None: all at once. It changes memory and speed, not results. A
+    model that does to its logits what is not known here is given all at once.
     """
 
     def __init__(self, logits_chunk: int | None = None) -> None:
         self.logits_chunk = logits_chunk
-        # Output layers whose model does something to their logits that is not known here.
-        self._whole_only: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        # What the model of an output layer does to its logits; None: something that is not known here.
+        self._finishes: weakref.WeakKeyDictionary[nn.Module, _Finish | None] = weakref.WeakKeyDictionary()
 
     def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of every target token given the tokens before it in its sequence. Returns [K], fp32."""
-        chunk = self.logits_chunk
-        if chunk is not None and batch.target_count > chunk and _head(model) not in self._whole_only:
-            logps_K = _chunked_logps(model, batch, chunk)
-            if logps_K is not None:
-                return logps_K
-            self._whole_only.add(_head(model))
-            log.warning("%s changes its logits in a way of its own: engine.logits_chunk is not used", type(model))
+        if self.logits_chunk is not None:
+            # Asked whatever the batch: a sharded model is called by all processes or by none.
+            finish = self._finish(model, batch.input_ids_BT[:1, :1])
+            if finish is not None and batch.target_count > self.logits_chunk:
+                return _chunked_logps(model, batch, self.logits_chunk, finish)
         return _logps(self.target_logits(model, batch), batch.targets_K)
 
     def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -59,6 +58,58 @@ class Causal:
             return _call(model, batch)
         finally:
             handle.remove()
+
+    def _finish(self, model: nn.Module, token_11: Tensor) -> "_Finish | None":
+        head = _head(model)
+        if head not in self._finishes:
+            self._finishes[head] = found = _finish_of(model, token_11)
+            if found is None:
+                name = type(getattr(model, "module", model)).__name__
+                log.warning("%s changes its logits in a way of its own: engine.logits_chunk is not used", name)
+        return self._finishes[head]
+
+
+# What a model does to the logits of its output layer before it returns them.
+_Finish = Callable[[Tensor], Tensor]
+
+
+def _unchanged(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _capped(cap: float) -> _Finish:
+    return lambda logits: torch.tanh(logits / cap) * cap
+
+
+def _finish_of(model: nn.Module, token_11: Tensor) -> _Finish | None:
+    """What a model does to its logits: nothing, or capping them softly (Gemma 2); None: neither.
+
+    It is shown made-up logits of a wide range in place of those of one token, so that neither the weights nor how large
+    the logits happen to be can hide what it does.
+    """
+    made_up: list[Tensor] = []
+
+    def show(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        range_V = torch.linspace(-60.0, 60.0, output.shape[-1], dtype=output.dtype, device=output.device)
+        made_up.append(range_V.expand(output.shape).clone())
+        return made_up[0].clone()  # a model may change it in place
+
+    handle = _head(model).register_forward_hook(show)
+    try:
+        with frozen(model):  # without dropout, whose random numbers belong to the training
+            returned = model(input_ids=token_11, use_cache=False).logits
+    finally:
+        handle.remove()
+    (shown,) = made_up
+    if returned.shape != shown.shape:
+        return None
+    if torch.equal(returned.float(), shown.float()):
+        return _unchanged
+    cap = getattr(getattr(getattr(model, "module", model), "config", None), "final_logit_softcapping", None)
+    rounding = 4 * torch.finfo(shown.dtype).eps
+    if cap is not None and torch.allclose(returned.float(), _capped(cap)(shown.float()), rtol=rounding, atol=rounding):
+        return _capped(cap)
+    return None
 
 
 def _head(model: nn.Module) -> nn.Module:
@@ -81,9 +132,11 @@ def _call(model: nn.Module, batch: Batch) -> Tensor:
 
 def _logps(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
     """Log-probabilities of the targets. Returns [C], fp32; liger's kernel, where it is installed, on a GPU."""
+    logits_CV = logits_CV.float()  # liger returns what it is given: in bf16 a sum over tokens would be coarse
     if logits_CV.is_cuda and _liger_cross_entropy is not None and len(targets_C):
-        return -_liger_cross_entropy(logits_CV, targets_C, reduction="none").float()
-    return -F.cross_entropy(logits_CV.float(), targets_C, reduction="none")
+        logps_C: Tensor = -_liger_cross_entropy(logits_CV, targets_C, reduction="none")
+        return logps_C
+    return -F.cross_entropy(logits_CV, targets_C, reduction="none")
 
 
 def _liger() -> Any:
@@ -99,57 +152,44 @@ def _liger() -> Any:
 _liger_cross_entropy = _liger()
 
 
-def _chunked_logps(model: nn.Module, batch: Batch, chunk: int) -> Tensor | None:
+def _chunked_logps(model: nn.Module, batch: Batch, chunk: int, finish: _Finish) -> Tensor:
     """`Causal.token_logps`, with the logits of at most `chunk` target tokens at a time.
 
-    It happens inside the model's own forward pass, where weights are gathered and precision is set: the output layer
-    is given one position, and called again on the others. What the model makes of that one says whether it changes its
-    logits further; None, where it does so in a way that is not known.
+    It happens inside one call of the output layer, by its bare `forward`: before the hooks that let go of its weights
+    (ZeRO 3) and after those that gather them, once in each pass whatever the number of chunks, as processes must that
+    have more and fewer target tokens. What the layer returns is the log-probabilities, as if the vocabulary had one
+    token.
     """
     head, mask_BT, targets_K = _head(model), _source_mask(batch), batch.targets_K
-    inner: Any = getattr(model, "module", model)
-    cap = getattr(inner.config, "final_logit_softcapping", None)
     found: dict[str, Tensor] = {}
-    calling = False
-
-    def finished(hidden_CD: Tensor) -> Tensor:
-        logits_CV: Tensor = head(hidden_CD)
-        return logits_CV if cap is None else torch.tanh(logits_CV / cap) * cap
 
     def logps_of(hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-        return _logps(finished(hidden_CD), targets_C)
+        return _logps(finish(head.forward(hidden_CD)), targets_C)
 
-    def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if calling:
-            return None
+    def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BTD, *rest = inputs
         found["hidden_KD"] = hidden_BTD[mask_BT]
-        return (found["hidden_KD"][:1], *rest)
+        return (found["hidden_KD"][:1], *rest)  # of what the layer itself does, as little as can be
 
-    def go_on(_module: nn.Module, _inputs: Any, output_1V: Tensor) -> None:
-        nonlocal calling
-        if calling:
-            return
-        calling = True
+    def score(_module: nn.Module, _inputs: Any, _output: Tensor) -> Tensor:
         pieces = zip(found["hidden_KD"].split(chunk), targets_K.split(chunk), strict=True)
         if torch.is_grad_enabled():
             logps = [checkpoint(logps_of, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
         else:
             logps = [logps_of(*piece) for piece in pieces]
-        found["logps_K"] = torch.cat(logps)
-        with torch.no_grad():
-            found["first_1V"] = output_1V if cap is None else torch.tanh(output_1V / cap) * cap
-        calling = False
+        found["logps_K1"] = torch.cat(logps).unsqueeze(-1)
+        return found["logps_K1"]
 
-    handles = [head.register_forward_pre_hook(select), head.register_forward_hook(go_on)]
+    handles = [head.register_forward_pre_hook(select), head.register_forward_hook(score, prepend=True)]
     try:
-        returned_1V = _call(model, batch)
+        returned_K1 = _call(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    if not torch.allclose(returned_1V.detach(), found["first_1V"], rtol=1e-3, atol=1e-3):
-        return None
-    return found["logps_K"]
+    if finish is not _unchanged:
+        # Capped once more by the model. The backward pass must still go through it: there the weights are gathered.
+        returned_K1 = found["logps_K1"] + 0.0 * returned_K1
+    return returned_K1.squeeze(-1)
 
 
 @contextmanager

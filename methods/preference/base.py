@@ -41,6 +41,13 @@ class PreferenceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceFreeConfig:
+    """Of the methods without a reference (`referenced = False`): nothing to choose."""
+
+    reference: ClassVar[Literal["cached"]] = "cached"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BetaConfig(PreferenceConfig):
     """beta: scale of the log-ratio of policy to reference; large stays near the reference."""
 
@@ -115,13 +122,13 @@ class Responses:
 class Preference(Objective):
     """Base of all preference methods: W, L and what they are under the reference."""
 
-    config: PreferenceConfig
+    config: PreferenceConfig | ReferenceFreeConfig
     kinds = ("causal",)
     referenced: ClassVar[bool] = True  # its formula has a reference in it
     _reference_M: Tensor | None = None  # of every target token of the data set
     _first_n: Tensor | None = None  # where each response's tokens begin in it
 
-    def __init__(self, config: PreferenceConfig) -> None:
+    def __init__(self, config: PreferenceConfig | ReferenceFreeConfig) -> None:
         super().__init__(config)
         if config.reference == "live" and self.referenced and "reference" not in self.frozen:
             self.frozen = (*self.frozen, "reference")  # type: ignore[misc]
@@ -166,7 +173,8 @@ class Preference(Objective):
 
     def loss(self, forward: Forward) -> Loss:
         """Sum over the groups of a micro-batch."""
-        if not forward.batch.target_count:  # nothing of its own: a pass that others wait for, and no loss
+        if not forward.batch.target_count:  # nothing of its own: passes that others wait for, and no loss
+            self._reference(forward)
             return Loss(forward.token_logps("policy").sum() * 0.0)
         return self.loss_of(self.responses(forward))
 
@@ -191,7 +199,7 @@ class Paired(Preference):
         raise NotImplementedError(f"{type(self).__name__} must implement losses")
 
     def rewards(self, side: Side) -> Tensor:
-        """The implicit reward of each response, for the log: beta times the log-ratio, unless overridden. Returns [P]."""
+        """The implicit reward of each response, for the log: beta times the log-ratio. Returns [P]."""
         return getattr(self.config, "beta", 1.0) * side.log_ratio
 
     def metrics(self, chosen: Side, rejected: Side) -> Mapping[str, Tensor]:

@@ -5,7 +5,7 @@ Omura, Fujita, Kataoka: "Entropy Controllable Direct Preference Optimization", a
     max_pi  E[r] + alpha beta H(pi) - beta H(pi, ref)                       reverse KL when alpha = 1
     L = -log sigmoid(alpha beta (W - L) - beta (Wr - Lr))                   mean over pairs
 
-The optimum is proportional to ref^(1/alpha) exp(r / (alpha beta)): alpha < 1 sharpens the policy, alpha > 1 flattens it.
+The optimum is proportional to ref^(1/alpha) exp(r / (alpha beta)): alpha < 1 sharpens the policy, > 1 flattens it.
 At pi = ref the argument is (alpha - 1) beta (Wr - Lr), which is not 0, and grows with the difference in length.
 
 Defaults: alpha 0.95 and beta 0.01 are ours; the paper tries alpha between 0.8 and 1.2.
@@ -49,9 +49,7 @@ class HDpo(Paired):
     def losses(self, chosen: Side, rejected: Side) -> Tensor:
         """The loss of each pair. Returns [P]."""
         config = self.config
-        return h_dpo_loss(
-            chosen.logps, rejected.logps, chosen.reference, rejected.reference, config.beta, config.alpha
-        )
+        return h_dpo_loss(chosen.logps, rejected.logps, chosen.reference, rejected.reference, config.beta, config.alpha)
 
     def rewards(self, side: Side) -> Tensor:
         """beta (alpha log pi - log ref). Returns [P]."""

@@ -128,7 +128,7 @@ def _data(specs: Iterable[RunSpec]) -> Iterable[tuple[str, Need]]:
             elif data["source"] == "file":
                 yield data["path"], Need("local file")
             else:
-                copy = local_copy(data["path"], data["data_root"]).get(data["split"])
+                copy = local_copy(data["path"], data["data_root"], data["data_dir"]).get(data["split"])
                 where = f"local copy {copy}" if copy else ""
                 yield data["path"], Need(where, "" if copy else "dataset", data["revision"])
 

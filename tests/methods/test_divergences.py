@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.divergences import generalized_jsd, kl
+from methods.divergences import (
+    exp_then_linear,
+    expm1_then_linear,
+    f_divergence,
+    f_score,
+    f_value,
+    generalized_jsd,
+    kl,
+)
 
 P = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
 UNIFORM = torch.full((4,), 0.25, dtype=torch.float64)
@@ -134,3 +142,178 @@ def test_jsd_equals_trl(alpha):
     theirs = pytest.importorskip("trl.experimental.sdft.loss_utils").compute_divergence
     teacher, student = logps(8, 4, 11), logps(9, 4, 11)
     torch.testing.assert_close(generalized_jsd(teacher, student, alpha), theirs(student, teacher, alpha))
+
+
+# f-divergences --------------------------------------------------------------------------------------------------------
+
+# f(u) as the table of the module has it, in plain arithmetic.
+GENERATORS = {
+    "reverse_kl": lambda u: u * math.log(u),
+    "forward_kl": lambda u: -math.log(u),
+    "js": lambda u: u * math.log(u) - (u + 1) * math.log((u + 1) / 2),
+    "alpha": lambda u: (u**0.7 - 0.7 * u - 0.3) / (0.3 * (0.3 - 1)),
+    "pearson": lambda u: (u - 1) ** 2,
+    "hellinger": lambda u: (math.sqrt(u) - 1) ** 2,
+    "total_variation": lambda u: abs(u - 1) / 2,
+}
+EXTREMES = (-1e4, -100.0, -41.0, -40.0, -1.0, 0.0, 1.0, 39.0, 40.0, 41.0, 100.0, 1e4)
+
+
+def with_gradient(function, divergence, log_u):
+    leaf = log_u.clone().requires_grad_()
+    value = function(divergence, leaf, 0.3)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+    return value.detach(), torch.zeros_like(leaf) if gradient is None else gradient
+
+
+@pytest.mark.parametrize("divergence", GENERATORS)
+def test_generator_and_its_derivative(divergence):
+    """f against plain arithmetic, f(1) = 0; the score against finite differences of f, up to a constant."""
+    f = GENERATORS[divergence]
+    u = torch.tensor([1e-3, 0.2, 0.9, 1.0, 1.3, 4.0, 50.0], dtype=torch.float64)
+    found = f_value(divergence, u.log(), 0.3)
+    torch.testing.assert_close(found, torch.tensor([f(x) for x in u.tolist()], dtype=torch.float64))
+    assert found[3] == 0
+    slopes = torch.tensor([(f(x * 1.000001) - f(x * 0.999999)) / (2e-6 * x) for x in u.tolist()], dtype=torch.float64)
+    constant = {"reverse_kl": 1.0}.get(divergence, 0.0)
+    torch.testing.assert_close(f_score(divergence, u.log(), 0.3) + constant, slopes, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("divergence", "alpha", "chosen", "rejected"), [
+    ("reverse_kl", 0.5, 1.0, -0.5),
+    ("forward_kl", 0.5, -0.367879, -1.648721),
+    ("js", 0.5, 0.379885, -0.280930),
+    ("alpha", 0.1, 0.951626, -0.512711),
+    ("alpha", 0.3, 0.863939, -0.539447),
+    ("alpha", 0.5, 0.786939, -0.568051),
+    ("alpha", 0.7, 0.719164, -0.598668),
+    ("alpha", 0.9, 0.659367, -0.631458),
+])  # fmt: skip
+def test_scores_of_two_log_ratios(divergence, alpha, chosen, rejected):
+    found = f_score(divergence, torch.tensor([1.0, -0.5], dtype=torch.float64), alpha)
+    torch.testing.assert_close(found, torch.tensor([chosen, rejected], dtype=torch.float64), rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("function", [f_value, f_score])
+@pytest.mark.parametrize("divergence", GENERATORS)
+def test_generator_far_from_1(divergence, function):
+    """fp32: value and gradient finite at log u of +-10^4; scores increase, and their gradients can be squared."""
+    value, gradient = with_gradient(function, divergence, torch.tensor(EXTREMES))
+    assert torch.isfinite(value).all() and torch.isfinite(gradient).all()
+    if function is f_score:
+        assert (value.diff() >= 0).all() and (gradient >= 0).all()
+        assert torch.isfinite(gradient.square().sum())
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "alpha", "pearson", "hellinger"])
+def test_score_beyond_the_limit_still_has_a_slope(divergence):
+    """A clamp would have none: what has gone too far would not come back."""
+    far = -1e4 if divergence != "pearson" else 1e4
+    _, gradient = with_gradient(f_score, divergence, torch.tensor([far]))
+    assert gradient.item() > 1
+
+
+@pytest.mark.parametrize("divergence", ["js", "forward_kl", "alpha", "hellinger"])
+def test_scores_that_are_bounded_above(divergence):
+    """JS below log 2, forward KL below 0, alpha below 1/alpha, Hellinger below 1: margins saturate."""
+    bound = {"js": math.log(2), "forward_kl": 0.0, "alpha": 1 / 0.3, "hellinger": 1.0}[divergence]
+    found = f_score(divergence, torch.tensor([30.0, 200.0], dtype=torch.float64), 0.3)
+    assert (found <= bound).all() and found[1].item() == pytest.approx(bound, abs=1e-12)
+
+
+def test_alpha_lies_between_the_two_kls():
+    """alpha -> 0: reverse KL, alpha -> 1: forward KL; scores (up to the constant) and divergences."""
+    log_u = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    p, q = logps(10, 6, 9), logps(11, 6, 9)
+    for alpha, name, constant in ((1e-7, "reverse_kl", 0.0), (1 - 1e-7, "forward_kl", 1.0)):
+        torch.testing.assert_close(
+            f_score("alpha", log_u, alpha), f_score(name, log_u) + constant, rtol=1e-5, atol=1e-5
+        )
+        torch.testing.assert_close(f_divergence("alpha", p, q, alpha), f_divergence(name, p, q), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", GENERATORS)
+def test_f_divergence_is_the_mean_of_f(divergence):
+    """Under q; 0 for equals, > 0 for others; two-dimensional input."""
+    p, q = logps(12, 5, 7), logps(13, 5, 7)
+    expected = [
+        sum(b * GENERATORS[divergence](a / b) for a, b in zip(x.exp().tolist(), y.exp().tolist(), strict=True))
+        for x, y in zip(p, q, strict=True)
+    ]
+    found = f_divergence(divergence, p, q, 0.3)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(found, (q.exp() * f_value(divergence, p - q, 0.3)).sum(-1))
+    assert (found > 0).all()
+    assert (f_divergence(divergence, p, p, 0.3).abs() < 1e-12).all()
+
+
+def test_f_divergences_known_answers():
+    """p = (1/2, 1/2), q = (1/4, 3/4)."""
+    p = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
+    q = torch.tensor([0.25, 0.75], dtype=torch.float64).log()
+    expected = {
+        "reverse_kl": 0.5 * math.log(4 / 3),
+        "forward_kl": 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2),
+        "pearson": 1 / 3,
+        "hellinger": 2 - 2 * (math.sqrt(1 / 8) + math.sqrt(3 / 8)),
+        "total_variation": 1 / 4,
+        "js": 2 * generalized_jsd(p, q, 0.5).item(),
+        "alpha": (2 - 2 * (math.sqrt(1 / 8) + math.sqrt(3 / 8))) * 2,  # alpha 1/2: twice the squared Hellinger distance
+    }
+    assert expected.keys() == GENERATORS.keys()
+    for divergence, value in expected.items():
+        assert f_divergence(divergence, p, q, 0.5).item() == pytest.approx(value, abs=1e-12), divergence
+
+
+@pytest.mark.parametrize("divergence", GENERATORS)
+def test_f_divergence_with_probabilities_of_zero(divergence):
+    """Of both: nothing is added, and gradients are numbers. Of one: finite or infinite, as its formula says."""
+    found = []
+    for masked in (False, True):
+        p = torch.tensor([0.2, -1.0, 0.5] + [-math.inf] * masked, requires_grad=True)
+        q = torch.tensor([1.0, 0.3, -0.4] + [-math.inf] * masked, requires_grad=True)
+        value = f_divergence(divergence, p.log_softmax(-1), q.log_softmax(-1), 0.3)
+        value.backward()
+        assert torch.isfinite(p.grad).all() and torch.isfinite(q.grad).all()
+        found.append((value.detach(), p.grad[:3], q.grad[:3]))
+    torch.testing.assert_close(found[0], found[1])
+    one, both = torch.tensor([1.0, 0.0]).log(), torch.tensor([0.5, 0.5]).log()
+    infinite_at = {"reverse_kl": (False, True), "pearson": (False, True), "forward_kl": (True, False)}
+    ends = [math.isinf(f_divergence(divergence, *pair, 0.3).item()) for pair in ((one, both), (both, one))]
+    assert tuple(ends) == infinite_at.get(divergence, (False, False))
+
+
+def test_pearson_of_probabilities_that_underflow():
+    """p = e^-55, q = e^-110 for one token: p^2/q is 1, although q is no number of fp32."""
+    p, q = torch.tensor([0.0, -55.0]), torch.tensor([0.0, -110.0])
+    assert f_divergence("pearson", p, q).item() == pytest.approx(1.0)
+
+
+def test_exponentials_with_a_tangent():
+    """Exact below the limit, in value and in gradient, down to where expm1's own gradient has no digits left."""
+    x = torch.tensor([-30.0, -1.0, -1e-6, 0.0, 1e-6, 3.0, 40.0, 41.0, 50.0], requires_grad=True)
+    exact = x.detach().double().exp()
+    exact[-2:] = math.exp(40) * torch.tensor([2.0, 11.0], dtype=torch.float64)
+    slope = x.detach().double().exp().clamp_max(math.exp(40))
+    for function, shift in ((exp_then_linear, 0.0), (expm1_then_linear, 1.0)):
+        value = function(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        torch.testing.assert_close(value.double(), exact - shift, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(gradient.double(), slope, rtol=1e-5, atol=0)
+    assert expm1_then_linear(x)[2].item() == pytest.approx(-1e-6, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5])
+def test_alpha_divergence_out_of_range(alpha):
+    for call in (lambda: f_value("alpha", P, alpha), lambda: f_score("alpha", P, alpha),
+                 lambda: f_divergence("alpha", P.log(), P.log(), alpha)):  # fmt: skip
+        with pytest.raises(ValueError, match="alpha must be between 0 and 1, neither of them, got"):
+            call()
+
+
+def test_unknown_divergence():
+    for call in (f_value, f_score):
+        with pytest.raises(ValueError, match=r"divergence must be one of reverse_kl, .*total_variation, got chi"):
+            call("chi", P)
+    with pytest.raises(ValueError, match="got chi"):
+        f_divergence("chi", P.log(), P.log())

@@ -17,6 +17,7 @@ from runners.errors import UserError
 from tests.command import METHOD, TINY, UNTRAINED, write_plugin
 
 PARENT = ["model=mini", "method=untrained", "evaluation=none"]  # a run that starts from the pre-trained model
+PAIRS = "{source:mini_world,size:8,skill:preference_pairs,type:pair"  # to be closed
 
 
 def spec(*overrides: str, base: tuple[str, ...] = TINY) -> RunSpec:
@@ -182,8 +183,39 @@ def test_override_that_does_not_fit(composer: Path, override: str, message: str)
         ("model.id=gpt2", "must set exactly one of model.id, model.from_run, model.from_runs, model.architecture"),
         ("model.tokenizer=null", "model.tokenizer must be given with model.architecture"),
         ("dataset.source=hub", "dataset.path must be set for source hub"),
+        (
+            "dataset.type=pairs",
+            "dataset.type=pairs: should be 'completion', 'pair', 'labelled', 'negative', 'ranked' or",
+        ),
+        ("dataset={source:file,path:x,type:pair,chosen:''}", "dataset.chosen must be a template, got ''"),
+        ("dataset={source:file,path:x,type:ranked,scores:s}", "dataset.scores must name one column, as {scores} does"),
+        (
+            "dataset={source:file,path:x,type:groups,rejected:'{a}{b}'}",
+            "dataset.rejected must name one column, as {rej",
+        ),
+        (
+            "dataset={source:file,path:x,type:pair,layout:messages,chosen:'{a} x'}",
+            "dataset.chosen must name one column",
+        ),
+        (
+            "dataset={source:file,path:x,layout:messages,chat:true}",
+            "dataset.chat=true: only for layout columns, as mess",
+        ),
+        (
+            "dataset={source:file,path:x,type:pair,loss_on:all}",
+            "dataset.loss_on=all: only for type completion, as a re",
+        ),
+        ("dataset={source:file,path:x,options:{flips:0.1}}", "dataset.options={'flips': 0.1}: only source mini_world"),
+        ("dataset.options={flips:0.1}", "dataset.options={'flips': 0.1}: only preference skills have options, got"),
+        (
+            f"dataset={PAIRS},options:{{flip:0.1}}}}",
+            "dataset.options.flip=0.1: preference_pairs has no such option (near",
+        ),
+        (f"dataset={PAIRS},options:{{flips:1.5}}}}", "dataset.options.flips=1.5: must be a number between 0 and 1"),
+        (f"dataset={PAIRS},options:{{flips:much}}}}", "dataset.options.flips=much: should be a valid number"),
         # Names that only the data, the tasks or the code know.
         ("dataset.skill=copi", "dataset.skill=copi: no such skill (nearest: copy)"),
+        ("dataset.skill=preference_pair", "dataset.skill=preference_pair: no such skill (nearest: preference_pairs"),
         ("evaluation.tasks=[gsm8kk]", "evaluation.tasks: unknown lm-eval task 'gsm8kk' (nearest: gsm8k"),
         ("evaluation.tasks=[gsm8k,gsm8k]", "evaluation.tasks: each task must be asked for once"),
         ("evaluation.tasks=[mbpp]", "evaluation.confirm_run_unsafe_code must be true for mbpp"),
@@ -361,6 +393,82 @@ def test_method_that_does_not_fit_the_kind_of_model(composer: Path, tmp_path: Pa
     assert message == "method=for_images.Mine: fits models of kind image, got model.kind=causal"
 
 
+# Of each type of data: a method that needs it, and what it says that is.
+NEEDS = {
+    "completion": ("finetune/sft", "prompts with a completion to imitate"),
+    "pair": ("preference/dpo", "prompts with a chosen and a rejected response"),
+    "labelled": ("private/labelled", "responses with a label, good or bad"),
+    "negative": ("private/negative", "bad responses alone"),
+    "ranked": ("private/ranked", "prompts with several scored responses"),
+    "groups": ("private/groups", "prompts with a group of chosen and one of rejected responses"),
+}
+SKILLS = {
+    "completion": "preference_demonstrations",
+    "pair": "preference_pairs",
+    "labelled": "preference_labelled",
+    "negative": "preference_negatives",
+    "ranked": "preference_ranked",
+    "groups": "preference_groups",
+}
+
+
+def method_on(data: str) -> str:
+    """The source of a private method that needs a type of data."""
+    return METHOD.replace("    config: MineConfig\n", f"    config: MineConfig\n    data = ({data!r},)\n")
+
+
+@pytest.fixture
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private method for each type of data that none of ours is named for."""
+    for data, (name, _) in NEEDS.items():
+        if name.startswith("private/"):
+            write_plugin(tmp_path / "plugin", name.removeprefix("private/"), method_on(data))
+    monkeypatch.syspath_prepend(tmp_path / "plugin")
+
+
+@pytest.mark.parametrize("needed", NEEDS)
+def test_method_says_what_data_it_needs(private: None, needed: str) -> None:
+    method, told = NEEDS[needed]
+    group, name = method.split("/")
+    target = f"{name}.Mine" if group == "private" else f"methods.{group}.{name}.{name.capitalize()}"
+    for given, skill in SKILLS.items():
+        config = OmegaConf.create(tiny_config() | {"method": {"_target_": target}})
+        config.dataset.type, config.dataset.skill = given, skill
+        if given == needed:
+            assert check(config, {"method": method})["dataset"]["type"] == given
+            continue
+        with pytest.raises(UserError) as error:
+            check(config, {"method": method})
+        assert str(error.value) == f"dataset.type={given}: method={method} needs {needed} ({told})"
+
+
+def test_what_trains_nothing_needs_no_data(composer: Path) -> None:
+    assert spec("dataset=preference_pairs", base=UNTRAINED).config["dataset"]["type"] == "pair"
+
+
+def test_parts_say_what_data_they_need(composer: Path) -> None:
+    pairs = ("method=preference/dpo", "dataset=preference_pairs")
+    expected = "dataset.type=pair: mix=self_distillation needs completion (prompts with a completion to imitate)"
+    assert refusal(*pairs, "mix=self_distillation") == expected
+    assert spec(*pairs, "mix=replay").config["mix"]["dataset"]["type"] == "completion"
+    others = ("mix=replay", "mix.dataset.skill=preference_pairs", "+mix.dataset.type=pair")
+    assert refusal(*pairs, *others).startswith("mix.dataset.loss_on=all: only for type completion")
+    assert refusal(*pairs, *others, "mix.dataset.loss_on=completion") == (
+        "mix.dataset.type=pair: mix=replay needs completion (prompts with a completion to imitate)"
+    )
+
+
+@pytest.mark.parametrize("name", ["ultrafeedback", "hh_rlhf", "tldr"])
+def test_published_pairs_compose(composer: Path, name: str) -> None:
+    base = ("model=mini_random", "evaluation=none", "tracker=none", "dataset.data_root=null", f"dataset={name}")
+    assert spec("method=preference/dpo", base=base).config["dataset"]["type"] == "pair"
+    assert refusal("method=finetune/sft", base=base).startswith(
+        "dataset.type=pair: method=finetune/sft needs completion"
+    )
+    imitated = spec("method=finetune/sft", "dataset.type=completion", 'dataset.completion="{chosen}"', base=base)
+    assert imitated.config["dataset"]["completion"] == "{chosen}"
+
+
 def test_untrained_fits_every_kind_of_model(composer: Path) -> None:
     assert spec(base=UNTRAINED).choices["method"] == "untrained"
 
@@ -393,6 +501,7 @@ def identity_of_tiny() -> str:
         "dataset.seed=9",
         "dataset.skill=sort",
         "dataset.loss_on=all",
+        "dataset.data_dir=harmless-base",
         "evaluation.tasks=[mini_world_copy]",
         "evaluation.limit=3",
     ],

@@ -1,6 +1,12 @@
 """From rows to token sequences: templates, masks, lengths, and the mistakes a data set can hold."""
 
+import collections
+import gzip
+import itertools
 import json
+import logging
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +15,7 @@ import pytest
 
 from evals.byte_tokenizer import BOS, EOS, byte_tokenizer
 from methods.examples import Examples
-from runners.data import load_rows, tokenize
+from runners.data import load_rows, texts, tokenize
 from runners.errors import UserError
 from runners.schema import Dataset
 from tests.command import forget_sources
@@ -19,8 +25,7 @@ BOS_ID, EOS_ID = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    defaults = {name: field.default for name, field in Dataset.__dataclass_fields__.items()}
-    return {**defaults, "source": "file", "path": "data.jsonl", **changes}
+    return asdict(Dataset(**{"source": "file", "path": "data.jsonl", **changes}))
 
 
 def tokens_of(rows: list[dict[str, Any]], *, max_length: int = 64, too_long: str = "error", **changes: Any) -> Examples:
@@ -173,6 +178,293 @@ def test_a_row_without_a_value_is_named(column: str) -> None:
         tokens_of([ROWS[0], {**ROWS[1], column: None}])
 
 
+# Responses and what is said of them --------------------------------------------------------------------------
+
+
+def responses_of(examples: Examples) -> list[list[tuple[str, str, float]]]:
+    """Of each group its prompts, responses and labels."""
+    assert examples.labels is not None
+    decoded = [
+        (TOKENIZER.decode(examples.prompt(i)), TOKENIZER.decode(examples.response(i)), float(examples.labels[i]))
+        for i in range(len(examples))
+    ]
+    groups = examples.groups.tolist()
+    return [decoded[begin:end] for begin, end in itertools.pairwise(groups)]
+
+
+PAIR = {"prompt": "ab:", "chosen": "cd", "rejected": "e"}
+LISTS = {"prompt": "ab:", "chosen": ["cd", "c"], "rejected": ["e"]}
+SCORED = {"prompt": "ab:", "responses": ["low", "top", "mid"], "scores": [-1, 2.5, 0]}
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "expected"),
+    [
+        (PAIR, {"type": "pair"}, [("cd", 1.0), ("e", 0.0)]),
+        (PAIR, {"type": "pair", "chosen": "{chosen}{rejected}!", "rejected": "{chosen}"}, [("cde!", 1.0), ("cd", 0.0)]),
+        ({**ROWS[0], "label": True}, {"type": "labelled"}, [("cd", 1.0)]),
+        ({**ROWS[0], "label": False}, {"type": "labelled"}, [("cd", 0.0)]),
+        ({**ROWS[0], "good": 1.0}, {"type": "labelled", "label": "{good}"}, [("cd", 1.0)]),
+        (ROWS[0], {"type": "negative"}, [("cd", 0.0)]),
+        (SCORED, {"type": "ranked"}, [("top", 2.5), ("mid", 0.0), ("low", -1.0)]),
+        (LISTS, {"type": "groups"}, [("cd", 1.0), ("c", 1.0), ("e", 0.0)]),
+    ],
+)
+def test_each_type_of_data(row: dict[str, Any], changes: dict[str, Any], expected: list[tuple[str, float]]) -> None:
+    other = {"prompt": "x:", "answer": "y", "label": 0, "good": 0, "chosen": "1", "rejected": "2"}
+    if changes["type"] in ("groups", "ranked"):
+        other = {"prompt": "x:", "chosen": ["1"], "rejected": ["2"], "responses": ["1", "2"], "scores": [1, 0]}
+    first, second = responses_of(tokens_of([row, other], **changes))
+    assert first == [(f"{BOS}ab:", f"{answer}{EOS}", label) for answer, label in expected]
+    assert all(prompt == f"{BOS}x:" for prompt, _, _ in second)
+
+
+def test_equally_scored_responses_keep_their_order() -> None:
+    row = {"prompt": "", "responses": ["a", "b", "c", "d"], "scores": [0, 1, 0, 1]}
+    (found,) = responses_of(tokens_of([row], type="ranked"))
+    assert [response.removesuffix(EOS) for _, response, _ in found] == ["b", "d", "a", "c"]
+
+
+def test_completions_are_neither_grouped_nor_labelled() -> None:
+    examples = tokens_of(ROWS)
+    assert examples.group_starts is None and examples.labels is None
+    assert examples.groups.tolist() == [0, 1, 2] and examples.group_count == 2
+
+
+# Layouts -----------------------------------------------------------------------------------------------------
+
+TALK = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}[{{ turn['role'] }}]{{ turn['content'] }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def chat_tokenizer(template: str | None = TEMPLATE, *, adds_bos: bool = True) -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    if not adds_bos:
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    return tokenizer
+
+
+def chatted(row: dict[str, Any], tokenizer: Any = None, **changes: Any) -> list[tuple[str, str, float]]:
+    found = settings(**{"type": "pair", **changes})
+    examples = tokenize([row], found, tokenizer or chat_tokenizer(), max_length=200, too_long="error")
+    (group,) = responses_of(examples)
+    return group
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)]
+
+
+def test_dialogues_are_cut_before_the_last_answer() -> None:
+    row = {"chosen": f"{TALK} See you", "rejected": f"{TALK} No"}
+    (found,) = responses_of(tokens_of([row], type="pair", layout="dialogue", max_length=200))
+    assert found == [(f"{BOS}{TALK}", f" See you{EOS}", 1.0), (f"{BOS}{TALK}", f" No{EOS}", 0.0)]
+    examples = tokens_of([row], layout="dialogue", completion="{rejected}", max_length=200)
+    assert text_of(examples, 0) == f"{BOS}{TALK} No{EOS}" and examples.group_starts is None
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_messages_are_written_by_the_chat_template(adds_bos: bool) -> None:
+    """BOS, which template and tokenizer both add, is there once, and so is EOS; nothing is after it."""
+    row = {"chosen": turns("q", "a", "r", "good"), "rejected": turns("q", "a", "r", "bad")}
+    prompt = f"{BOS}[user]q{EOS}\n[assistant]a{EOS}\n[user]r{EOS}\n[assistant]"
+    found = chatted(row, chat_tokenizer(adds_bos=adds_bos), layout="messages")
+    assert found == [(prompt, f"good{EOS}", 1.0), (prompt, f"bad{EOS}", 0.0)]
+
+
+def test_columns_as_one_turn_of_a_chat() -> None:
+    found = chatted(PAIR, chat=True)
+    assert found == [
+        (f"{BOS}[user]ab:{EOS}\n[assistant]", f"cd{EOS}", 1.0),
+        (f"{BOS}[user]ab:{EOS}\n[assistant]", f"e{EOS}", 0.0),
+    ]
+
+
+def test_messages_in_lists_of_responses() -> None:
+    row = {"responses": [turns("q", "a"), turns("q", "b")], "scores": [1, 2]}
+    assert [response for _, response, _ in chatted(row, type="ranked", layout="messages")] == [f"b{EOS}", f"a{EOS}"]
+
+
+def test_template_that_writes_something_before_the_answer() -> None:
+    """Such as an empty thought: it belongs to what the model has to write."""
+    thinking = TEMPLATE.replace("]{{ turn['content']", "]{{ '<t>' if turn['role'] == 'assistant' }}{{ turn['content']")
+    row = {"chosen": turns("q", "a"), "rejected": turns("q", "b")}
+    assert chatted(row, chat_tokenizer(thinking), layout="messages")[0] == (
+        f"{BOS}[user]q{EOS}\n[assistant]",
+        f"<t>a{EOS}",
+        1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"), [({"layout": "messages"}, "dataset.layout=messages"), ({"chat": True}, "dataset.chat=true")]
+)
+def test_tokenizer_without_a_chat_template(changes: dict[str, Any], key: str) -> None:
+    row = PAIR if "chat" in changes else {"chosen": turns("q", "a"), "rejected": turns("q", "b")}
+    with pytest.raises(UserError) as error:
+        chatted(row, chat_tokenizer(None), **changes)
+    assert str(error.value).startswith(f"{key}: needs a chat template, and the tokenizer has none;")
+    with pytest.raises(UserError, match=f"{key}: the tokenizer's chat template changes a prompt by the answer"):
+        chatted(row, chat_tokenizer("{{ messages | length }}{{ messages[-1]['content'] }}"), **changes)
+
+
+# Rows that cannot be used ------------------------------------------------------------------------------------
+
+NO_ANSWER = f"{TALK} a\n\nHuman: b"
+BAD = [
+    ({**PAIR, "rejected": "cd"}, {"type": "pair"}, "chosen equals rejected"),
+    ({**PAIR, "chosen": ""}, {"type": "pair"}, "an empty response"),
+    ({**PAIR, "rejected": " \n"}, {"type": "pair"}, "an empty response"),
+    ({**ROWS[0], "answer": ""}, {"type": "negative"}, "an empty response"),
+    ({**ROWS[0], "label": "good"}, {"type": "labelled"}, "a label that is neither true nor false"),
+    ({**ROWS[0], "label": float("nan")}, {"type": "labelled"}, "a label that is neither true nor false"),
+    ({**ROWS[0], "label": -1}, {"type": "labelled"}, "a label that is neither true nor false"),
+    ({**SCORED, "scores": [1, float("nan"), 2]}, {"type": "ranked"}, "a score that is not a number"),
+    ({**SCORED, "scores": [1, None, 2]}, {"type": "ranked"}, "a score that is not a number"),
+    ({**SCORED, "scores": [1, "2", 3]}, {"type": "ranked"}, "a score that is not a number"),
+    ({**SCORED, "scores": [1, 1, 1]}, {"type": "ranked"}, "all scores are equal"),
+    ({**SCORED, "scores": [1, 2]}, {"type": "ranked"}, "fewer than two responses, or not a score for each"),
+    ({**SCORED, "responses": ["x"], "scores": [1]}, {"type": "ranked"}, "fewer than two responses, or not a score"),
+    ({**SCORED, "responses": ["x", "", "y"]}, {"type": "ranked"}, "an empty response"),
+    ({**SCORED, "responses": ["x", None, "y"]}, {"type": "ranked"}, "a response that is not text"),
+    ({**LISTS, "rejected": []}, {"type": "groups"}, "no response on one side"),
+    ({**LISTS, "rejected": ["c", "cd"]}, {"type": "groups"}, "chosen equals rejected"),
+    (
+        {"chosen": f"{TALK} a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
+        {"type": "pair", "layout": "dialogue"},
+        "the responses have different prompts",
+    ),
+    ({"chosen": f"{TALK} a", "rejected": TALK}, {"type": "pair", "layout": "dialogue"}, "an empty response"),
+    ({"chosen": f"{TALK} a", "rejected": "b"}, {"type": "pair", "layout": "dialogue"}, "a dialogue that does not end"),
+    ({"chosen": NO_ANSWER, "rejected": NO_ANSWER}, {"type": "pair", "layout": "dialogue"}, "a dialogue that does not"),
+    (
+        {"chosen": turns("q", "a"), "rejected": turns("p", "b")},
+        {"type": "pair", "layout": "messages"},
+        "different prom",
+    ),
+    ({"chosen": turns("q", "a"), "rejected": turns("q", " ")}, {"type": "pair", "layout": "messages"}, "an empty resp"),
+    (
+        {"chosen": turns("q", "a"), "rejected": turns("q")},
+        {"type": "pair", "layout": "messages"},
+        "do not end with the",
+    ),
+    ({"chosen": "text", "rejected": "text"}, {"type": "pair", "layout": "messages"}, "not a list of role and content"),
+]
+
+
+def good(changes: dict[str, Any]) -> dict[str, Any]:
+    if changes.get("layout") == "dialogue":
+        return {"chosen": f"{TALK} yes", "rejected": f"{TALK} no"}
+    if changes.get("layout") == "messages":
+        return {"chosen": turns("q", "yes"), "rejected": turns("q", "no")}
+    return {"groups": LISTS, "ranked": SCORED, "pair": PAIR}.get(changes["type"], {**ROWS[0], "label": True})
+
+
+@pytest.mark.parametrize(("row", "changes", "reason"), BAD)
+def test_rows_that_cannot_be_used_are_counted_by_reason_and_told(
+    caplog: pytest.LogCaptureFixture, row: dict[str, Any], changes: dict[str, Any], reason: str
+) -> None:
+    dropped: collections.Counter[str] = collections.Counter()
+    found, tokenizer, fine = settings(**changes), chat_tokenizer(), good(changes)
+    with caplog.at_level(logging.WARNING):
+        examples = tokenize([row, fine, row], found, tokenizer, max_length=200, too_long="error", dropped=dropped)
+    assert list(dropped.values()) == [2] and reason in next(iter(dropped))
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told == f"dataset=data.jsonl: 2 of 3 rows are left out; 2: {next(iter(dropped))}"
+    alone = tokenize([fine], found, tokenizer, max_length=200, too_long="error")
+    assert responses_of(examples) == responses_of(alone)
+    with pytest.raises(UserError) as error:
+        tokenize([row], found, tokenizer, max_length=200, too_long="error")
+    assert str(error.value).startswith("dataset=data.jsonl: no row can be used (1 of 1 rows are left out; 1: ")
+    assert reason in str(error.value)
+
+
+def test_a_row_without_a_value_is_named_whatever_the_type() -> None:
+    with pytest.raises(UserError, match=r"dataset\.rejected='{rejected}': example 1 has no 'rejected'"):
+        tokens_of([PAIR, {**PAIR, "rejected": None}], type="pair")
+    with pytest.raises(UserError, match=r"dataset\.scores='{scores}': example 0 has no 'scores'"):
+        tokens_of([{**SCORED, "scores": None}], type="ranked")
+
+
+def test_text_in_place_of_a_list_is_a_mistake_in_the_settings() -> None:
+    with pytest.raises(UserError, match=r"dataset\.chosen='{chosen}': must be a column of lists, got 'cd'"):
+        tokens_of([PAIR], type="groups")
+
+
+LONG = {"prompt": "x" * 20 + ":", "chosen": "cd", "rejected": "e"}
+LONG_ANSWERS = {"prompt": "x:", "chosen": "y" * 20 + "1", "rejected": "y" * 20 + "2"}
+
+
+@pytest.mark.parametrize(
+    ("too_long", "row", "reason"),
+    [
+        ("drop", LONG, "longer than training.max_length"),
+        ("drop", {**PAIR, "rejected": "e" * 20}, "longer than training.max_length"),
+        ("truncate", LONG, "a prompt that leaves no room for a response in training.max_length"),
+        ("truncate", LONG_ANSWERS, "responses of the same tokens, as far as training.max_length"),
+    ],
+)
+def test_groups_that_are_too_long_are_left_out_whole(too_long: str, row: dict[str, Any], reason: str) -> None:
+    dropped: collections.Counter[str] = collections.Counter()
+    found = settings(type="pair")
+    examples = tokenize([row, PAIR], found, TOKENIZER, max_length=10, too_long=too_long, dropped=dropped)
+    assert dropped == {reason: 1}
+    assert [[response for _, response, _ in group] for group in responses_of(examples)] == [[f"cd{EOS}", f"e{EOS}"]]
+    with pytest.raises(
+        UserError, match=rf"training\.max_length=10: no example .* carries loss \(1 of 1 .*; 1: {reason}"
+    ):
+        tokenize([row], found, TOKENIZER, max_length=10, too_long=too_long)
+
+
+def test_groups_that_are_too_long_are_cut_or_refused() -> None:
+    (found,) = responses_of(tokens_of([{**PAIR, "chosen": "cdefgh"}], type="pair", max_length=8, too_long="truncate"))
+    assert [response for _, response, _ in found] == ["cdef", f"e{EOS}"]
+    with pytest.raises(UserError, match=r"training\.max_length=8: example 1 has 25 tokens"):
+        tokens_of([PAIR, LONG], type="pair", max_length=8)
+
+
+def test_texts_are_those_of_the_rows_that_are_used() -> None:
+    rows = [{"talk": f"{TALK} yes"}, {"talk": "nobody answers"}, {"talk": f"{TALK} no"}]
+    found = settings(layout="dialogue", completion="{talk}")
+    assert texts(rows, found, TOKENIZER) == [(TALK, " yes"), (TALK, " no")]
+    examples = tokenize(rows, found, TOKENIZER, max_length=200, too_long="error")
+    assert len(examples) == 2
+
+
+@pytest.mark.skipif("RETABLE_DATA" not in os.environ, reason="RETABLE_DATA does not say where the real data is")
+def test_published_pairs_of_dialogues(caplog: pytest.LogCaptureFixture) -> None:
+    """Anthropic's harmless-base test pairs: 9 of the 2,312 cannot be used, 5 for their prompts, 4 for empty answers."""
+    found = settings(
+        source="hub", path="Anthropic/hh-rlhf", data_dir="harmless-base", split="test", type="pair", layout="dialogue",
+        data_root=os.environ["RETABLE_DATA"],
+    )  # fmt: skip
+    rows = load_rows(found)
+    dropped: collections.Counter[str] = collections.Counter()
+    examples = tokenize(rows, found, TOKENIZER, max_length=8192, too_long="error", dropped=dropped)
+    assert len(rows) == 2312
+    assert dropped == {"the responses have different prompts": 5, "an empty response": 4}
+    assert examples.group_count == 2303 and examples.labels is not None
+    assert examples.labels.reshape(-1, 2).tolist() == [[1.0, 0.0]] * 2303
+    for index in (0, 1, 4604, 4605):
+        assert TOKENIZER.decode(examples.prompt(index)).endswith("\n\nAssistant:")
+    first = rows[0]
+    assert text_of(examples, 0) == f"{BOS}{first['chosen']}{EOS}"
+    assert text_of(examples, 1) == f"{BOS}{first['rejected']}{EOS}"
+    # By hand, from the published file.
+    path = Path(os.environ["RETABLE_DATA"]) / "hh-rlhf" / "harmless-base-test.jsonl.gz"
+    with gzip.open(path, "rt") as file:
+        pairs = [json.loads(line) for line in file]
+    cut = [[side.rsplit("\n\nAssistant:", 1) for side in (pair["chosen"], pair["rejected"])] for pair in pairs]
+    assert sum(a[0] != b[0] for a, b in cut) == 5
+    assert sum(not a[1].strip() or not b[1].strip() for a, b in cut) == 4
+
+
 # Files -------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +525,34 @@ def test_where_that_nothing_fits_is_told(folder: Path) -> None:
         "dataset.where={'local': 'us'}: the data set has no column 'local' (nearest: locale); "
         "it has prompt, answer, locale, small"
     )
+
+
+def test_split_of_the_mini_world(folder: Path) -> None:
+    world = {"source": "mini_world", "size": 20, "path": None}
+    prompts = {
+        split: {row["prompt"] for row in load_rows(settings(**world, skill="copy", split=split))}
+        for split in ("train", "test")
+    }
+    assert not prompts["train"] & prompts["test"]
+    with pytest.raises(UserError, match=r"dataset\.skill=pretraining: there is only dataset\.split=train, got test"):
+        load_rows(settings(**world, skill="pretraining", split="test"))
+    with pytest.raises(
+        UserError, match=r"dataset\.skill=preference_pairs: split must be one of train, validation, test"
+    ):
+        load_rows(settings(**world, skill="preference_pairs", split="tset", type="pair"))
+
+
+@pytest.mark.parametrize("name", ["harmless-base-test.jsonl", "harmless-base/test.jsonl"])
+def test_local_copy_of_a_folder_of_a_hub_set_is_read(folder: Path, name: str) -> None:
+    path = folder / "data" / "hh-rlhf" / name
+    path.parent.mkdir(parents=True)
+    write(path, [{"chosen": "x", "rejected": "y"}])
+    write(folder / "data" / "hh-rlhf" / "test.jsonl", [{"chosen": "of all", "rejected": "folders"}])
+    found = {"source": "hub", "path": "Anthropic/hh-rlhf", "data_root": "data", "type": "pair", "split": "test"}
+    one = load_rows(settings(**found, layout="dialogue", data_dir="harmless-base"))
+    assert [dict(row) for row in one] == [{"chosen": "x", "rejected": "y"}]
+    whole = load_rows(settings(**found, layout="dialogue"))
+    assert [row["chosen"] for row in whole] == ["of all"]
 
 
 def test_local_copy_of_a_hub_set_is_read(folder: Path) -> None:

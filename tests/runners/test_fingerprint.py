@@ -1,5 +1,6 @@
 """What makes a done run stale, and what does not."""
 
+import ast
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,20 @@ def test_a_string_that_is_no_docstring_counts(sources: Sources) -> None:
     before = fingerprints()
     sources.edit("methods/finetune/flow.py", '"flow/temperature"', '"flow/tau"')
     assert fingerprints()["flow"] != before["flow"]
+
+
+def test_what_newer_pythons_add_to_a_syntax_tree_does_not_count() -> None:
+    """Python 3.12 gives every function an empty list of type parameters, and a nested format an empty constant more."""
+    source = "def f(a: int = 1) -> str:\n    return f'{a:<{a}} {None}'\n"
+    tree, newer = ast.parse(source), ast.parse(source)
+    for node in ast.walk(newer):
+        if isinstance(node, ast.FunctionDef):
+            node.type_params = []
+        if isinstance(node, ast.JoinedStr):
+            node.values.append(ast.Constant(""))
+    assert fingerprint._written(newer) == fingerprint._written(tree)
+    for changed in (source.replace("1", "2"), source.replace("None", "0"), source.replace(": int", "")):
+        assert fingerprint._written(ast.parse(changed)) != fingerprint._written(tree)
 
 
 # Tasks -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,182 @@
+"""From settings to a reward: a function by its dotted path, or a sequence classifier with one output.
+
+torch and transformers are imported when a reward model is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+_DEFAULTS: dict[str, Any] = {"function": None, "model": None, "batch_size": 16, "chat": False}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check_reward(settings: Mapping[str, Any], key: str = "method.reward") -> None:
+    """Check settings of a reward without importing or loading anything.
+
+    Args:
+        settings: `{function: module.function}`, or `{model: hub id or folder}` with, if wanted, `batch_size` (responses
+            at a time) and `chat` (the prompt as a user's message and the response as the answer to it, in the reward
+            model's own chat template; else one text, the response right after the prompt).
+        key: where the settings stand, for the messages.
+
+    Raises:
+        ValueError: one line that names key, value and rule.
+    """
+    for name, value in settings.items():
+        if name not in _DEFAULTS:
+            raise ValueError(f"{key}.{name}={value}: unknown key; a reward has {', '.join(_DEFAULTS)}")
+    function, model = settings.get("function"), settings.get("model")
+    if (function is None) == (model is None):
+        raise ValueError(f"{key}={dict(settings)}: must name either a function or a model")
+    size, chat = settings.get("batch_size", 1), settings.get("chat", False)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{key}.batch_size={size}: must be a whole number >= 1")
+    if not isinstance(chat, bool):
+        raise ValueError(f"{key}.chat={chat}: must be true or false")
+    if function is not None:
+        _check_function(str(function), f"{key}.function={function}")
+    elif not Path(str(model)).is_dir() and not _HUB_ID.fullmatch(str(model)):
+        raise ValueError(f"{key}.model={model}: neither a hub id nor an existing folder")
+
+
+def _check_function(path: str, told: str) -> None:
+    module, _, name = path.rpartition(".")
+    if not module or not all(part.isidentifier() for part in path.split(".")):
+        raise ValueError(f"{told}: must be the dotted path of a function (module.function)")
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        raise ValueError(f"{told}: there is no module {top}")
+    roots = [Path(root) for root in spec.submodule_search_locations or []]
+    if rest:
+        places = [root.joinpath(*rest) for root in roots]
+        sources = [found for at in places for found in (at.with_name(at.name + ".py"), at / "__init__.py")]
+    else:
+        sources = [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
+    source = next((path for path in sources if path.is_file()), None)
+    if source is None:
+        if rest and roots:
+            raise ValueError(f"{told}: there is no module {module}")
+        return  # not in Python: only importing it tells
+    if name not in _names(ast.parse(source.read_text(encoding="utf-8"))):
+        raise ValueError(f"{told}: the module has no {name}")
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """What a module defines, assigns or imports at its top level."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def load_reward(settings: Mapping[str, Any], key: str = "method.reward", device: Any = "cpu") -> Reward:
+    """The reward that settings describe (see `check_reward`); `device`: where a reward model computes.
+
+    Raises:
+        ValueError: the settings are wrong, or the function or model cannot be loaded. The reward itself raises it for a
+            wrong number of rewards and for one that is not finite (it names the first prompt), in one line each.
+    """
+    check_reward(settings, key)
+    chosen = {**_DEFAULTS, **settings}
+    if chosen["function"] is not None:
+        told = f"{key}.function={chosen['function']}"
+        return _checked(_function(chosen["function"], told), told)
+    told = f"{key}.model={chosen['model']}"
+    return _checked(_RewardModel(chosen, told, device), told)
+
+
+def _function(path: str, told: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{told}: cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{told}: must be a function, got {type(found).__name__}")
+    return found
+
+
+def _checked(reward: Callable[..., Any], told: str) -> Reward:
+    def rewards(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        try:
+            found = [float(value) for value in reward(list(prompts), list(responses))]
+        except ValueError as error:
+            raise ValueError(f"{told}: {error}") from error
+        if len(found) != len(responses):
+            raise ValueError(f"{told}: must give a number for each of {len(responses)} responses, got {len(found)}")
+        wrong = next((place for place, value in enumerate(found) if not math.isfinite(value)), None)
+        if wrong is not None:
+            raise ValueError(f"{told}: must be finite, got {found[wrong]} for prompt {prompts[wrong]!r}")
+        return found
+
+    return rewards
+
+
+class _RewardModel:
+    """A sequence classifier with one output, in evaluation mode."""
+
+    def __init__(self, settings: Mapping[str, Any], told: str, device: Any) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._batch_size, self._chat = settings["batch_size"], settings["chat"]
+        name = settings["model"]
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            loaded, told_of_weights = AutoModelForSequenceClassification.from_pretrained(
+                name, output_loading_info=True, use_safetensors=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(f"{told}: cannot be loaded: {reason}") from error
+        if loaded.config.num_labels != 1:
+            raise ValueError(f"{told}: must have one output, got {loaded.config.num_labels}")
+        if told_of_weights["missing_keys"]:
+            missing = ", ".join(sorted(told_of_weights["missing_keys"])[:3])
+            raise ValueError(f"{told}: has no weights for {missing}; it was not trained to give rewards")
+        if self._chat and self._tokenizer.chat_template is None:
+            raise ValueError(f"{told}: has no chat template, which chat: true needs")
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._tokenizer.padding_side = "right"
+        loaded.config.pad_token_id = self._tokenizer.pad_token_id  # by which it finds the last token
+        self._model: Any = loaded.to(device).eval()
+        self._device = device
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        import torch
+
+        texts = [self._text(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        found: list[float] = []
+        with torch.no_grad():
+            for begin in range(0, len(texts), self._batch_size):
+                encoded = self._tokenizer(
+                    texts[begin : begin + self._batch_size],
+                    padding=True,
+                    return_tensors="pt",
+                    add_special_tokens=not self._chat,  # the template has them
+                )
+                inputs = {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
+                found += self._model(**inputs).logits[:, 0].float().tolist()
+        return found
+
+    def _text(self, prompt: str, response: str) -> str:
+        if not self._chat:
+            return prompt + response
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))

@@ -1,0 +1,207 @@
+"""A language model as judge compares a run's answers with a baseline's (`evaluation.judge`).
+
+The first process alone asks. Verdicts are kept in the run's folder as they come: after an interruption, or where the
+endpoint was down, the same command asks only what is not answered yet.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from evals import judge, preference
+from evals.harness import Evaluation
+from evals.journal import Journal
+from methods.generation import Sampling
+from runners import fingerprint, preemption, processes
+from runners.comparison import started_from
+from runners.compose import RunSpec
+from runners.data import load_rows
+from runners.errors import UserError
+from runners.models import context_length
+from runners.progress import progress
+from runners.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled
+from runners.start import Start, Tell
+
+log = logging.getLogger(__name__)
+
+TASK = "judge"
+_KEY = "evaluation.judge"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the model answers. prompts: with the data set's answers. rows: how many the data set has."""
+
+    prompts: list[Prompt]
+    rows: int
+
+
+def questions(spec: RunSpec, tokenizer: Any, parent: Path | None) -> Questions:
+    """Load the prompts; those that leave no room for an answer are left out.
+
+    Args:
+        spec: the run.
+        tokenizer: of the model.
+        parent: folder of the run that the model comes from.
+
+    Raises:
+        UserError: the data cannot be used, the key of the endpoint is not there.
+    """
+    evaluation = spec.config["evaluation"]
+    settings = evaluation["judge"]
+    longest = min(context_length(spec.config["model"], parent), evaluation["max_length"] or 2**31)
+    try:
+        processes.first_decides(lambda: bool(_endpoint(settings).headers()))  # the first alone will need the key
+        rows = load_rows(settings["dataset"])
+        asked = bounded(settings["prompts"], evaluation["limit"], len(rows))
+        prompts = different_prompts(rows, settings["dataset"], tokenizer, longest - settings["max_new_tokens"], asked)
+    except judge.JudgeError as error:
+        raise UserError(f"{_KEY}.api_key_env={settings['api_key_env']}: {error}") from error
+    except UserError as error:
+        raise as_of(f"{_KEY}.dataset", error) from error
+    if len(prompts) < 2:
+        raise UserError(
+            f"{_KEY}.dataset: needs at least two prompts that fit into {longest} tokens with "
+            f"{settings['max_new_tokens']} new ones, got {len(prompts)}"
+        )
+    return Questions(prompts, len(rows))
+
+
+def with_judge(
+    measured: Evaluation,
+    spec: RunSpec,
+    asked: Questions,
+    tokenizer: Any,
+    model: nn.Module,
+    dtype: str,
+    tell: Callable[[str], Tell],
+) -> Evaluation:
+    """`measured` with the metrics of one task more, `judge`.
+
+    win_rate (a tie counts 1/2), length_controlled_win_rate (`evals/judge.py`), length and baseline_length in
+    characters, unreadable (share of replies without a verdict, which count for nothing).
+
+    Args:
+        measured: by lm-eval.
+        spec: the run.
+        asked: of `questions`.
+        tokenizer: of the model.
+        model: the run's final one, sharded or whole.
+        dtype: in which the model that training started from is loaded, where its answers are the baseline.
+        tell: from the name of a phase to a function of (done, total).
+
+    Raises:
+        UserError: the judge cannot be asked, or says too little.
+        Preempted: told to stop.
+    """
+    settings = spec.config["evaluation"]["judge"]
+    sampling = Sampling(
+        max_new_tokens=settings["max_new_tokens"],
+        eos=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
+        temperature=settings["temperature"],
+        top_p=settings["top_p"],
+    )
+    ids = [prompt.ids for prompt in asked.prompts]
+    written = sampled(model, ids, sampling, settings["batch_size"], settings["seed"], "answers", tell("judge answers"))
+    answers, baseline = decoded(written, tokenizer), [prompt.answer for prompt in asked.prompts]
+    if settings["baseline"] == "start":
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        with started_from(spec, tokenizer, model, dtype) as start:
+            others = Start(spec, lambda: start, tell, rank, world).generate(
+                f"judge-{settings['seed']}", ids, sampling, settings["batch_size"]
+            )
+        baseline = decoded([others.response(number).tolist() for number in range(len(others))], tokenizer)
+    texts = [prompt.text for prompt in asked.prompts]
+    replies = _replies(spec, texts, answers, baseline, tell(TASK))
+    # The second question of a prompt has the baseline's answer first.
+    said = [[judge.verdict(reply) for reply in of_prompt] for of_prompt in replies]
+    preferences = [
+        [value if place == 0 else 1 - value for place, value in enumerate(of_prompt) if value is not None]
+        for of_prompt in said
+    ]
+    known = [number for number, values in enumerate(preferences) if values]
+    if len(known) < 2:
+        raise UserError(
+            f"{_KEY}.model={settings['model']}: gives no verdicts; its first reply was {replies[0][0][:80]!r}"
+        )
+    rates = np.array([np.mean(preferences[number]) for number in known])
+    lengths, theirs = (np.array([len(column[number]) for number in known], float) for column in (answers, baseline))
+    found = {
+        "win_rate": preference.mean(rates),
+        "length_controlled_win_rate": judge.length_controlled(rates, lengths, theirs),
+        "length": preference.mean(lengths),
+        "baseline_length": preference.mean(theirs),
+        "unreadable": preference.over_prompts(np.array([[one is None for one in of_prompt] for of_prompt in said])),
+    }
+    higher = {"win_rate": True, "length_controlled_win_rate": True, "unreadable": False}
+    columns = zip(texts, answers, baseline, replies, preferences, strict=True)
+    names = ("prompt", "answer", "baseline", "replies", "preferences")
+    return dataclasses.replace(
+        measured,
+        metrics={**measured.metrics, TASK: preference.named(found)},
+        n_samples={**measured.n_samples, TASK: {"original": asked.rows, "effective": len(known)}},
+        higher_is_better={**measured.higher_is_better, TASK: {name: higher.get(name) for name in found}},
+        samples={**measured.samples, TASK: [dict(zip(names, row, strict=True)) for row in columns]},
+    )
+
+
+def _endpoint(settings: dict[str, Any]) -> judge.Endpoint:
+    return judge.Endpoint(
+        url=settings["endpoint"],
+        model=settings["model"],
+        key_from=settings["api_key_env"],
+        max_tokens=settings["reply_tokens"],
+        timeout=settings["timeout"],
+        retries=settings["retries"],
+        connections=settings["connections"],
+    )
+
+
+def _replies(
+    spec: RunSpec, prompts: Sequence[str], answers: Sequence[str], baseline: Sequence[str], tell: Tell
+) -> list[list[str]]:
+    """The judge's replies to the one or two questions about each prompt.
+
+    Raises:
+        UserError: a question is refused, or not answered in all attempts.
+        Preempted: told to stop; what was answered is kept.
+    """
+    settings = spec.config["evaluation"]["judge"]
+    template = settings["template"] or judge.TEMPLATE
+    orders = (0, 1) if settings["both_orders"] else (0,)
+    asked = [
+        template.format(prompt=prompt, first=(own, other)[order], second=(other, own)[order])
+        for prompt, own, other in zip(prompts, answers, baseline, strict=True)
+        for order in orders
+    ]
+
+    def ask() -> list[str] | None:
+        with Journal(spec.folder / "judge.jsonl", f"{settings['model']} {settings['reply_tokens']}") as journal:
+            known = {text: kept[0] for text in asked if (kept := journal.get(fingerprint.of_data(text)))}
+            todo = list(dict.fromkeys(text for text in asked if text not in known))
+            with progress("judge", len(asked)) as advance:
+                advance(len(asked) - len(todo))
+                for done, (number, reply) in enumerate(_endpoint(settings).ask(todo), len(asked) - len(todo) + 1):
+                    known[todo[number]] = reply
+                    journal.add(fingerprint.of_data(todo[number]), [reply])
+                    advance()
+                    tell(done, len(asked))
+                    if preemption.requested():
+                        return None
+        return [known[text] for text in asked]
+
+    try:
+        replies = processes.first_decides(ask)
+    except judge.JudgeError as error:
+        raise UserError(f"{_KEY}.endpoint={settings['endpoint']}: {error}") from error
+    if replies is None:
+        raise processes.stop("in its evaluation")
+    return [replies[begin : begin + len(orders)] for begin in range(0, len(replies), len(orders))]

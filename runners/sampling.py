@@ -1,0 +1,123 @@
+"""Prompts to sample from, and what a model in memory continues them with, dealt among the processes."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from methods.generation import Sampling, generate, prompt_tokens
+from runners import preemption, processes
+from runners.data import texts
+from runners.engine import sum_over_processes
+from runners.errors import UserError
+from runners.progress import progress
+from runners.start import Tell
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of a data set.
+
+    text: as it stands there (without what `dataset.chat` writes around it). ids: as the model is given it. answer: the
+    first response of its row.
+    """
+
+    text: str
+    ids: list[int]
+    answer: str
+
+
+def bounded(wanted: int | None, limit: int | None, there: int) -> int:
+    """How many are taken of `there`: as many as are wanted (None: all) and `evaluation.limit` lets, at least two."""
+    return min(max(min(wanted or there, limit or there), 2), there)
+
+
+def as_of(key: str, error: UserError) -> UserError:
+    """An error about the training data, as one about data under another key."""
+    text = re.sub(r"^dataset\b", key, str(error)).replace("training.max_length", "evaluation.max_length")
+    return UserError(text)
+
+
+def different_prompts(
+    rows: Iterable[Mapping[str, Any]], dataset: Mapping[str, Any], tokenizer: Any, room: int, count: int
+) -> list[Prompt]:
+    """The first `count` prompts that differ, of `dataset:` settings, and have at most `room` tokens.
+
+    Raises:
+        UserError: the settings do not fit the data.
+    """
+    found: list[Prompt] = []
+    seen: set[str] = set()
+    for row in rows:
+        for written, _ in texts([row], dataset, tokenizer):
+            if written in seen:
+                continue
+            seen.add(written)
+            (ids,) = prompt_tokens(tokenizer, [written])
+            if 0 < len(ids) <= room:
+                ((text, answer),) = texts([row], {**dataset, "chat": False}, tokenizer)
+                found.append(Prompt(text, ids, answer))
+        if len(found) == count:
+            break
+    return found
+
+
+def sampled(
+    model: nn.Module,
+    prompt_ids: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch_size: int,
+    seed: int,
+    what: str,
+    tell: Tell,
+) -> list[list[int]]:
+    """Continue prompts, with EOS where they come to one; the same on every process, and for any number of them.
+
+    Args:
+        model: whole or sharded.
+        prompt_ids: none of them empty.
+        sampling: how.
+        batch_size: prompts continued at a time; sampled tokens depend on it.
+        seed: which samples.
+        what: for the progress bar.
+        tell: how far it is.
+
+    Raises:
+        Preempted: told to stop.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    lockstep = isinstance(model, deepspeed.DeepSpeedEngine) and world > 1
+    begins = range(0, len(prompt_ids), batch_size)
+    tokens = torch.zeros(len(prompt_ids), sampling.max_new_tokens, dtype=torch.int64)
+    lengths = torch.zeros(len(prompt_ids), dtype=torch.int64)
+    with progress(what, len(begins)) as advance:
+        for turn in range(-(-len(begins) // world)):
+            if processes.any_rank(preemption.requested()):
+                raise processes.stop("in its evaluation")
+            # Equally many turns for all, since a sharded model wants them in step.
+            place = turn * world + rank
+            number = min(place, len(begins) - 1)
+            chunk = prompt_ids[begins[number] : begins[number] + batch_size]
+            written = generate(model, chunk, sampling, seed * len(begins) + number, lockstep=lockstep)
+            if place < len(begins):
+                for at, continuation in enumerate(written, begins[number]):
+                    tokens[at, : len(continuation)] = torch.tensor(continuation)
+                    lengths[at] = len(continuation)
+            advance(min(world, len(begins) - turn * world))
+            tell(min((turn + 1) * world, len(begins)), len(begins))
+    if world > 1:
+        for tensor in (tokens, lengths):
+            sum_over_processes(tensor)
+    return [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
+
+
+def decoded(continuations: Iterable[Sequence[int]], tokenizer: Any) -> list[str]:
+    """The text of continuations, without EOS and other special tokens."""
+    return [
+        str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for tokens in continuations
+    ]
