@@ -104,7 +104,8 @@ def fitted(chosen: dict[str, str]) -> list[dict[str, str]]:
         return attributes.get("data") or () if attributes.get("trained") else ()
 
     def type_of(dataset: str) -> str:
-        return plain(CONF / "dataset" / f"{dataset}.yaml").get("type", "completion")
+        loaded = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml"), resolve=False)
+        return loaded.get("type", "completion")
 
     def fits(method: str, dataset: str) -> bool:
         return not data_of(method) or type_of(dataset) in data_of(method)
