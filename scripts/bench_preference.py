@@ -2,7 +2,7 @@
 
     python scripts/bench_preference.py [--rounds 3] [--steps 12] [--chunks 256,1024,null] [--device cuda ...]
 
-Both train the same Llama on the same pairs of random words, with DPO, a reference computed beforehand, AdamW and equally
+Both train the same Llama on the same pairs of random words, with DPO, a reference computed beforehand, AdamW and as
 many pairs in a forward pass; no logging, no saving. Each measurement is a process of its own; the sides take turns, and
 the first steps of each are not counted. Prompt and responses have fixed lengths, 1:1 and 4:1 of the whole, so that
 neither side gains by padding less. TRL makes the logits of few positions at a time by itself; its activation
