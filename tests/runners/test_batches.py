@@ -143,7 +143,7 @@ def test_a_process_without_groups_of_its_own_gets_company(packing):
     own, *others = [batches_of(examples, rank=rank, **layout).of_step(0) for rank in range(3)]
     assert [len(found) for found in (own, *others)] == [1, 1, 1]
     assert own[0].target_count > 0
-    method = Dpo(DpoConfig(reference="cached"))
+    method = dpo_of(examples)
     for (batch,) in others:
         assert batch.target_count == 0 and batch.group_S.tolist() == [0, 0] and batch.label_S.tolist() == [1.0, 0.0]
         assert method.count(batch) == 0
@@ -151,6 +151,12 @@ def test_a_process_without_groups_of_its_own_gets_company(packing):
         loss = method.loss(Forward(Causal(), {"policy": model}, batch)).sum
         loss.backward()
         assert loss == 0 and all((value.grad == 0).all() for value in model.parameters())
+        # A live reference, which may be sharded too, is called as often as by the others.
+        reference, passes = tiny_llama(1), []
+        reference.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        live = Dpo(DpoConfig(reference="live"))
+        assert live.loss(Forward(Causal(), {"policy": model, "reference": reference}, batch)).sum == 0
+        assert len(passes) == 1
 
 
 def test_once_sees_every_response_once():

@@ -90,6 +90,11 @@ def test_template_over_columns_and_literal_braces() -> None:
     assert TOKENIZER.decode(examples.sequence(0)[examples.targets[0] :]) == f" 2{EOS}"
 
 
+def test_template_may_take_the_beginning_of_a_column() -> None:
+    examples = tokens_of([{"text": "a long review", "label": 1}], prompt="{text:.6}", completion="{label}")
+    assert text_of(examples, 0) == f"{BOS}a long1{EOS}" and TOKENIZER.decode(examples.prompt(0)) == f"{BOS}a long"
+
+
 def test_target_begins_at_the_completion_also_after_characters_of_several_bytes() -> None:
     examples = tokens_of([{"prompt": "é→", "answer": "ü"}])
     assert TOKENIZER.decode(examples.sequence(0)[examples.targets[0] :]) == f"ü{EOS}"
