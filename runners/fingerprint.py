@@ -133,13 +133,13 @@ def _written(node: Any) -> str:
         return f"[{','.join(map(_written, node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
     # `None` as a constant is what the source says, not a field that is not there.
     if isinstance(node, ast.Constant):
-        fields = iter([("value", node.value)])
+        fields = [("value", node.value)]
     if isinstance(node, ast.JoinedStr):  # an f-string, in which 3.12 puts an empty constant after a nested format
         parts = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
-        fields = iter([("values", parts)])
+        fields = [("values", parts)]
     return f"{type(node).__name__}({','.join(f'{name}={_written(value)}' for name, value in fields)})"
 
 
