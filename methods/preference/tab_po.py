@@ -25,7 +25,7 @@ Legend: n responses of the data set, M their target tokens; of a batch: K target
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class TabPoConfig(BetaConfig):
 
     beta: PositiveFloat = 0.5
     difference_weight: PositiveFloat = 1.2
-    key_weights: Mapping[str, PositiveFloat] = field(default_factory=dict)
+    key_weights: Mapping[str, PositiveFloat] | None = None
     tau: Annotated[float, Ge(0.0), Le(1.0)] = 0.66
     barrier: NonNegativeFloat = 0.5
 
@@ -204,7 +204,7 @@ class TabPo(Paired):
         """Weigh every token of the data set; a run that is continued does it again."""
         reported = super().prepare(context)
         examples, config = context.examples, self.config
-        raw_M = tab_po_weights(examples, config.difference_weight, config.key_weights, context.tokenizer)
+        raw_M = tab_po_weights(examples, config.difference_weight, config.key_weights or {}, context.tokenizer)
         counts_n = examples.lengths - examples.targets
         begin_n = np.cumsum(counts_n) - counts_n
         weights_M = [normalised(raw_M[begin : begin + count]) for begin, count in zip(begin_n, counts_n, strict=True)]
