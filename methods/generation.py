@@ -108,3 +108,10 @@ def prompt_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts that something follows: without an EOS that the tokenizer may put behind them."""
     encoded = tokenizer(list(texts), return_attention_mask=False)["input_ids"]
     return [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else list(ids) for ids in encoded]
+
+
+def most_tokens(model: nn.Module) -> int | None:
+    """How many tokens a model takes at most, prompt and continuation together; None: it does not say."""
+    inner: Any = getattr(model, "module", model)
+    found = getattr(inner.config, "max_position_embeddings", None)
+    return None if found is None else int(found)

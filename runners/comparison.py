@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from methods.batch import Batch
+from methods.batch import Batch, sum_by_sequence
 from methods.examples import Examples
 from runners import preemption, processes, record
 from runners.batches import Batches
@@ -78,7 +78,7 @@ def sums_over_tokens(
                 raise processes.stop("in its evaluation")
             batch = batch.to(device())
             places = batch.example_S.cpu()
-            found = [_by_sequence(value_K, batch) for value_K in values(batch)]
+            found = [sum_by_sequence(value_K.double(), batch).cpu() for value_K in values(batch)]
             sums = sums or [torch.zeros(len(examples), dtype=torch.float64) for _ in found]
             for summed_S, value_S in zip(sums, found, strict=True):
                 summed_S[places] = value_S
@@ -91,8 +91,3 @@ def sums_over_tokens(
         for tensor in (stacked, seen_S):
             sum_over_processes(tensor)
     return (stacked / seen_S).numpy()
-
-
-def _by_sequence(values_K: Tensor, batch: Batch) -> Tensor:
-    summed_S = torch.zeros(len(batch.example_S), dtype=torch.float64, device=values_K.device)
-    return summed_S.index_add(0, batch.sequence_K, values_K.double()).cpu()

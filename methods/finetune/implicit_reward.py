@@ -31,7 +31,7 @@ nor is code. Its other remedy, a smaller learning rate, is `method=finetune/sft`
 
 Defaults: all ours.
 
-Legend: K target tokens of a micro-batch, S sequences, M target tokens of the data set.
+Legend: K target tokens of a micro-batch, S sequences.
 """
 
 import math
@@ -39,16 +39,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from methods.batch import Batch, place_in_sequence, sum_by_sequence
+from methods.batch import Batch, sum_by_sequence
 from methods.finetune.sft import Sft, SftConfig
 from methods.forward import Forward
 from methods.method import Context
 from methods.objective import Loss
+from methods.reference import CachedReference
 
 Divergence = Literal["tv", "chi2", "hellinger", "reverse_kl", "forward_kl", "js"]
 
@@ -102,24 +102,16 @@ class ImplicitReward(Sft):
     """Implicit-reward SFT: phi_f of the log-ratio to the reference, for an f-divergence (arXiv 2507.00018; derived)."""
 
     config: ImplicitRewardConfig
-    _reference_M: Tensor | None = None  # of every target token of the data set
-    _first_n: Tensor | None = None  # where each example's tokens begin in it
+    cached: CachedReference | None = None
 
     def prepare(self, context: Context) -> Mapping[str, float]:
-        """Measure the data set under the reference, or take what another run has measured.
+        """Measure the data set under the reference, which tv has none of.
 
         Raises:
             ValueError: a log-probability is not finite; names the first such example.
         """
-        if self.config.divergence == "tv":
-            return {}
-        counts_n = context.examples.lengths - context.examples.targets
-        measured = context.measure("reference log-probabilities", self.kind.token_logps, per="token", role="reference")
-        if not np.isfinite(measured).all():
-            first = int(np.searchsorted(np.cumsum(counts_n), np.flatnonzero(~np.isfinite(measured))[0], side="right"))
-            raise ValueError(f"the reference's log-probabilities must be finite, got others for example {first}")
-        self._reference_M = torch.from_numpy(measured).float()
-        self._first_n = torch.from_numpy(np.cumsum(counts_n) - counts_n)
+        if self.config.divergence != "tv":
+            self.cached = CachedReference.measured(context, self.kind)
         return {}
 
     def count(self, batch: Batch) -> int:
@@ -140,9 +132,7 @@ class ImplicitReward(Sft):
 
     def _reference(self, batch: Batch) -> Tensor:
         """Log-probabilities of the target tokens under the reference. Returns [K]; zeros for tv."""
-        device = batch.input_ids_BT.device
         if self.config.divergence == "tv":
-            return torch.zeros(batch.target_count, device=device)
-        assert self._reference_M is not None and self._first_n is not None, "prepare comes first"
-        self._reference_M, self._first_n = self._reference_M.to(device), self._first_n.to(device)  # moved once
-        return self._reference_M[self._first_n[batch.example_K] + place_in_sequence(batch)]
+            return torch.zeros(batch.target_count, device=batch.input_ids_BT.device)
+        assert self.cached is not None, "prepare comes first"
+        return self.cached.token_logps(batch)

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from pydantic import NonNegativeFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.batch import Batch, continued
 from methods.divergences import generalized_jsd
 from methods.forward import Forward
-from methods.generation import Sampling, prompt_tokens
+from methods.generation import Sampling, most_tokens, prompt_tokens
 from methods.kinds.causal import frozen
 from methods.method import Context
 from methods.objective import Loss, Objective
@@ -87,7 +87,7 @@ class Sdft(Objective):
         shown = [config.template.format(prompt=x, demonstration=y) for x, y in texts]
         self._teacher_prompts = prompt_tokens(context.tokenizer, shown)
         longest = max(len(prompt) for prompt in self._teacher_prompts) + config.max_new_tokens
-        limit = _context_length(context.role("policy"))
+        limit = most_tokens(context.role("policy"))
         if limit is not None and longest > limit:
             raise ValueError(
                 f"method.max_new_tokens={config.max_new_tokens}: with the longest prompt of the teacher that is "
@@ -165,9 +165,3 @@ class Sdft(Objective):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the moving average until its model is there."""
         self._restored = state.get("teacher")
-
-
-def _context_length(model: nn.Module) -> int | None:
-    inner: Any = getattr(model, "module", model)
-    found = getattr(inner.config, "max_position_embeddings", None)
-    return None if found is None else int(found)

@@ -13,7 +13,7 @@ The reference's log-probabilities are computed once, before training, and cached
 cached`); with `live` the reference is kept in memory and asked at every step, as methods that write their own
 responses must. A method without a reference (`referenced = False`) loads none.
 
-Legend: K target tokens of a micro-batch, S responses, P pairs, n responses of the data set, M their tokens.
+Legend: K target tokens of a micro-batch, S responses, P pairs.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from methods.batch import Batch, place_in_sequence, sum_by_sequence
+from methods.batch import Batch, sum_by_sequence
 from methods.forward import Forward
 from methods.kinds.causal import frozen
 from methods.method import Context
 from methods.objective import Loss, Objective
+from methods.reference import CachedReference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,7 @@ class Preference(Objective):
     config: PreferenceConfig | ReferenceFreeConfig
     kinds = ("causal",)
     referenced: ClassVar[bool] = True  # its formula has a reference in it
-    _reference_M: Tensor | None = None  # of every target token of the data set
-    _first_n: Tensor | None = None  # where each response's tokens begin in it
+    cached: CachedReference | None = None
 
     def __init__(self, config: PreferenceConfig | ReferenceFreeConfig) -> None:
         super().__init__(config)
@@ -134,20 +133,13 @@ class Preference(Objective):
             self.frozen = (*self.frozen, "reference")  # type: ignore[misc]
 
     def prepare(self, context: Context) -> Mapping[str, float]:
-        """Measure the data set under the reference, or take what another run has measured.
+        """Measure the data set under the reference, unless it is live.
 
         Raises:
             ValueError: a log-probability is not finite; names the first such response.
         """
-        if not self.referenced or "reference" in self.frozen:
-            return {}
-        counts_n = context.examples.lengths - context.examples.targets
-        measured = context.measure("reference log-probabilities", self.kind.token_logps, per="token", role="reference")
-        if not np.isfinite(measured).all():
-            first = int(np.searchsorted(np.cumsum(counts_n), np.flatnonzero(~np.isfinite(measured))[0], side="right"))
-            raise ValueError(f"the reference's log-probabilities must be finite, got others for response {first}")
-        self._reference_M = torch.from_numpy(measured).float()
-        self._first_n = torch.from_numpy(np.cumsum(counts_n) - counts_n)
+        if self.referenced and "reference" not in self.frozen:
+            self.cached = CachedReference.measured(context, self.kind)
         return {}
 
     def responses(self, forward: Forward) -> Responses:
@@ -162,10 +154,8 @@ class Preference(Objective):
         if "reference" in self.frozen:
             with frozen(forward.roles["reference"]):
                 return forward.token_logps("reference")
-        assert self._reference_M is not None and self._first_n is not None, "prepare comes first"
-        device = batch.input_ids_BT.device
-        self._reference_M, self._first_n = self._reference_M.to(device), self._first_n.to(device)
-        return self._reference_M[self._first_n[batch.example_K] + place_in_sequence(batch)]
+        assert self.cached is not None, "prepare comes first"
+        return self.cached.token_logps(batch)
 
     def count(self, batch: Batch) -> int:
         """Units of the loss: groups of responses (a pair is one); none in a batch that is there for company."""

@@ -24,8 +24,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat
-from torch import Tensor, distributed
+from torch import Tensor
 
+from evals.ranks import Ranks
 from methods.preference.base import BetaConfig, Paired, Side
 
 
@@ -59,7 +60,7 @@ class Bco(Paired):
     def __init__(self, config: BcoConfig) -> None:
         super().__init__(config)
         self._sum, self._count = 0.0, 0  # of the rewards of all steps before this one
-        self._of_step: Tensor | None = None  # sum and number of this process's rewards in this step [2]
+        self._of_step: list[tuple[float, int]] = []  # sum and number of the rewards of each of its micro-batches
 
     @property
     def delta(self) -> float:
@@ -69,25 +70,18 @@ class Bco(Paired):
     def losses(self, chosen: Side, rejected: Side) -> Tensor:
         """The loss of each pair. Returns [P]."""
         if self.config.delta == "running_mean" and torch.is_grad_enabled():
-            self._note(torch.cat([self.rewards(chosen), self.rewards(rejected)]).detach())
+            rewards = torch.cat([self.rewards(chosen), self.rewards(rejected)]).detach()
+            self._of_step.append((float(rewards.double().sum()), len(rewards)))
         return bco_loss(chosen.log_ratio, rejected.log_ratio, self.config.beta, self.delta)
-
-    def _note(self, rewards: Tensor) -> None:
-        seen = torch.stack([rewards.double().sum(), rewards.new_tensor(len(rewards)).double()])
-        self._of_step = seen if self._of_step is None else self._of_step + seen
 
     def after_step(self, step: int) -> None:
         """Take the rewards of the step into the mean, those of all processes."""
         if self.config.delta == "zero":
             return
-        seen = self._of_step
-        if distributed.is_initialized() and distributed.get_world_size() > 1:
-            device = next(self.context.role("policy").parameters()).device  # one without pairs has to take part too
-            seen = torch.zeros(2, dtype=torch.float64, device=device) if seen is None else seen
-            distributed.all_reduce(seen)
-        if seen is not None:
-            self._sum, self._count = self._sum + float(seen[0]), self._count + int(seen[1])
-        self._of_step = None
+        for seen in Ranks().exchange(self._of_step):
+            self._sum += sum(total for total, _ in seen)
+            self._count += sum(count for _, count in seen)
+        self._of_step = []
 
     def metrics(self, chosen: Side, rejected: Side) -> Mapping[str, Tensor]:
         """As of all pairs, and delta."""

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from annotated_types import Gt, Le
 from torch import Tensor
 
+from methods.divergences import exp_then_linear
 from methods.preference.base import Paired, PreferenceConfig, Side
-from methods.preference.infopo import infopo_loss, tangent_exp
+from methods.preference.infopo import infopo_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class DilConfig(PreferenceConfig):
 
 def lsif_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, exponent_max: float = 40.0) -> Tensor:
     """-exp(a_w) + exp(2 a_l) / 2. All [P]."""
-    return 0.5 * tangent_exp(2 * rejected_log_ratio, exponent_max) - tangent_exp(chosen_log_ratio, exponent_max)
+    return 0.5 * exp_then_linear(2 * rejected_log_ratio, exponent_max) - exp_then_linear(chosen_log_ratio, exponent_max)
 
 
 def bce_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor) -> Tensor:

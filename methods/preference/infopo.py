@@ -38,7 +38,6 @@ likely as under the reference still gives finite numbers in fp32 (with its squar
 direction. Below it the formula is exact.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -47,6 +46,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
+from methods.divergences import exp_then_linear
 from methods.preference.base import Paired, PreferenceConfig, Side
 
 
@@ -55,12 +55,6 @@ class InfopoConfig(PreferenceConfig):
     """exponent_max: where exp of the log-ratio goes on as its tangent, in nats."""
 
     exponent_max: Annotated[float, Gt(0.0), Le(80.0)] = 40.0
-
-
-def tangent_exp(exponents: Tensor, exponent_max: float) -> Tensor:
-    """exp(x) up to `exponent_max`, from there on its tangent, exp(m) (1 + x - m). Any shape."""
-    below = exponents.clamp_max(exponent_max)
-    return below.exp() + math.exp(exponent_max) * torch.relu(exponents - exponent_max)
 
 
 def infopo_loss(chosen_logps: Tensor, rejected_log_ratio: Tensor, exponent_max: float = 40.0) -> Tensor:
@@ -74,7 +68,7 @@ def infopo_loss(chosen_logps: Tensor, rejected_log_ratio: Tensor, exponent_max: 
     Returns:
         [P].
     """
-    return -chosen_logps + tangent_exp(rejected_log_ratio, exponent_max)
+    return -chosen_logps + exp_then_linear(rejected_log_ratio, exponent_max)
 
 
 class Infopo(Paired):

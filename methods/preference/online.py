@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Gt, Le
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from evals.rewards.load import Reward, load_reward
 from methods.batch import Batch, continued
 from methods.examples import Examples
-from methods.generation import Sampling
+from methods.generation import Sampling, most_tokens
 from methods.method import Context
 from methods.objective import Loss
 from methods.preference.base import BetaConfig, Preference, Responses, Side
@@ -113,7 +113,7 @@ class Writing(Preference):
             ValueError: they do not.
         """
         examples = context.examples
-        limit = _context_length(context.role("policy"))
+        limit = most_tokens(context.role("policy"))
         needed = int(examples.targets.max()) + max_new_tokens
         if limit is not None and needed > limit:
             raise ValueError(
@@ -141,8 +141,7 @@ class Writing(Preference):
 
     def epoch(self, step: int) -> int:
         """Which pass over the data a step belongs to, from 0."""
-        groups = len(self.context.examples.groups) - 1
-        return step // math.ceil(groups / self.context.config["training"]["batch_size"])
+        return step // math.ceil(self.context.examples.group_count / self.context.config["training"]["batch_size"])
 
 
 def prompts_of(examples: Examples, batch: Batch) -> list[list[int]]:
@@ -270,9 +269,3 @@ class OnlinePairs(Online):
                 "reward_margin": (margin_P * decided_P).sum(),
                 "reward_accuracy": ((margin_P > 0) * decided_P).sum(),
             }
-
-
-def _context_length(model: nn.Module) -> int | None:
-    inner: Any = getattr(model, "module", model)
-    found = getattr(inner.config, "max_position_embeddings", None)
-    return None if found is None else int(found)

@@ -11,6 +11,7 @@ from methods.examples import Examples
 from methods.forward import Forward
 from methods.kinds import Causal
 from methods.preference.dpo import Dpo, DpoConfig
+from methods.reference import CachedReference
 from runners.batches import make_batches
 from tests.models import PAD, VOCABULARY, batches_of, random_examples, tiny_llama
 
@@ -177,8 +178,8 @@ def dpo_of(examples) -> Dpo:
     """DPO with a made-up reference: of every target token of the data a number of its own."""
     method = Dpo(DpoConfig(beta=0.3))
     counts = examples.lengths - examples.targets
-    method._reference_M = -3 * torch.rand(int(counts.sum()), generator=torch.Generator().manual_seed(1))
-    method._first_n = torch.from_numpy(np.cumsum(counts) - counts)
+    numbers_M = -3 * torch.rand(int(counts.sum()), generator=torch.Generator().manual_seed(1))
+    method.cached = CachedReference(numbers_M, torch.from_numpy(counts))
     return method
 
 
@@ -219,8 +220,8 @@ def test_dpo_of_a_layout_is_that_of_the_pairs_one_by_one():
             ids = torch.from_numpy(examples.sequence(index)).long()
             logps = model(input_ids=ids[None]).logits[0].log_softmax(-1)[:-1].gather(1, ids[1:, None])[:, 0]
             sums[index] = logps[int(examples.targets[index]) - 1 :].sum()
-            first = int(method._first_n[index])
-            sums[index] -= method._reference_M[first : first + len(examples.response(index))].sum()
+            first = int(method.cached.first_n[index])
+            sums[index] -= method.cached.token_logps_M[first : first + len(examples.response(index))].sum()
     ratios = sums.view(5, 2)
     expected = -torch.nn.functional.logsigmoid(0.3 * (ratios[:, 0] - ratios[:, 1])).mean()
     assert accumulated(examples, batch_size=5, packing=True, micro=2)[0] == pytest.approx(float(expected), rel=1e-5)
@@ -231,7 +232,7 @@ def test_reference_tokens_are_found_wherever_they_lie(layout):
     """The cached number of each target token is that of its place in the data."""
     examples = grouped([2, 3, 1, 2, 4])
     method = dpo_of(examples)
-    method._reference_M = torch.arange(len(method._reference_M), dtype=torch.float32)
+    method.cached.token_logps_M = torch.arange(examples.target_tokens, dtype=torch.float32)
     ends = np.cumsum(examples.lengths - examples.targets)
     for batch in of_all(examples, batch_size=5, **layout):
         found = method._reference(SimpleNamespace(batch=batch))

@@ -15,6 +15,7 @@ from methods.finetune.sft import Sft, SftConfig
 from methods.forward import Forward
 from methods.kinds import Causal
 from methods.kinds.causal import frozen
+from methods.reference import CachedReference
 from tests.models import batches_of, random_examples, tiny_llama
 
 DIVERGENCES = ["tv", "chi2", "hellinger", "reverse_kl", "forward_kl", "js"]
@@ -229,7 +230,7 @@ def test_a_token_beyond_the_trust_region_is_pulled_back():
     (batch,) = batches_of(examples, batch_size=1).of_step(0)
     for above, sign in ((19.0, -1), (21.0, 1)):
         method = ImplicitReward(ImplicitRewardConfig())
-        method._reference_M, method._first_n = torch.tensor([-above - 1, -1.0]), torch.tensor([0])
+        method.cached = CachedReference(torch.tensor([-above - 1, -1.0]), torch.tensor([2]))
         logps_K = torch.tensor([-1.0, -1.0], requires_grad=True)
         loss = method.loss(SimpleNamespace(batch=batch, token_logps=lambda logps_K=logps_K: logps_K))
         loss.sum.backward()

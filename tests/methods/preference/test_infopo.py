@@ -6,9 +6,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from methods.divergences import exp_then_linear
 from methods.preference.base import Side
 from methods.preference.dpo import Dpo, DpoConfig
-from methods.preference.infopo import Infopo, InfopoConfig, infopo_loss, tangent_exp
+from methods.preference.infopo import Infopo, InfopoConfig, infopo_loss
 from tests.methods.preference.extremes import check_extremes, check_pairs_are_apart
 from tests.methods.preference.toy_pair import at_reference, gradient_of, loss_of, random_sides, side, toy
 
@@ -140,14 +141,14 @@ def test_dpo_imitates_the_chosen_distribution_at_beta_1_alone(beta):
 
 def test_exp_is_exact_below_its_tangent():
     x = torch.linspace(-60, 5, 200, dtype=DOUBLE, requires_grad=True)
-    torch.testing.assert_close(tangent_exp(x, 5.0), x.exp(), rtol=1e-15, atol=0)
-    (gradient,) = torch.autograd.grad(tangent_exp(x, 5.0).sum(), x)
+    torch.testing.assert_close(exp_then_linear(x, 5.0), x.exp(), rtol=1e-15, atol=0)
+    (gradient,) = torch.autograd.grad(exp_then_linear(x, 5.0).sum(), x)
     torch.testing.assert_close(gradient, x.exp().detach(), rtol=1e-15, atol=0)
 
 
 def test_beyond_it_goes_on_as_its_tangent():
     x = torch.tensor([5.0, 6.0, 100.0], dtype=DOUBLE, requires_grad=True)
-    values = tangent_exp(x, 5.0)
+    values = exp_then_linear(x, 5.0)
     torch.testing.assert_close(values, math.exp(5) * torch.tensor([1.0, 2.0, 96.0], dtype=DOUBLE))
     (gradient,) = torch.autograd.grad(values.sum(), x)
     torch.testing.assert_close(gradient, torch.full((3,), math.exp(5), dtype=DOUBLE))
