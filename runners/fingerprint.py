@@ -165,10 +165,8 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
             if Path(name).is_dir()
             else _hub_revision(name, model["revision"] if key == "id" else None, "model")
         )
-    measured = config["evaluation"].get("preference") or {}
-    rewards = {"evaluation.preference.reward": measured.get("reward"), "method.reward": config["method"].get("reward")}
-    for key, reward in rewards.items():
-        name = reward.get("model") if isinstance(reward, dict) else None
+    for key, reward in rewards(config):
+        name = reward.get("model")
         if name is not None:
             content = _of_path(Path(name)) if Path(name).is_dir() else _hub_revision(name, None, "model")
             found[f"{key}.model"] = content
@@ -181,6 +179,13 @@ def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     for name in ("preference", "judge"):
         others.append((f"evaluation.{name}.dataset", (config["evaluation"].get(name) or {}).get("dataset")))
     return [("dataset", config["dataset"]), *((name, data) for name, data in others if isinstance(data, dict))]
+
+
+def rewards(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The rewards of a run (`evals.rewards.load`), with their keys: that of its method, that of its evaluation."""
+    found = [("method.reward", config["method"].get("reward"))]
+    found.append(("evaluation.preference.reward", (config["evaluation"].get("preference") or {}).get("reward")))
+    return [(key, reward) for key, reward in found if isinstance(reward, dict)]
 
 
 def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:

@@ -47,8 +47,7 @@ def main() -> None:
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        measured = trl(options) if options.side == "trl" else ours(options, options.side.partition("=")[2])
-        print(json.dumps(measured))
+        print(json.dumps(trl(options) if options.side == "trl" else ours(options, options.side.partition("=")[2])))
         return
     sides = ["trl", *(f"ours={chunk}" for chunk in options.chunks.split(","))]
     print(
@@ -59,7 +58,7 @@ def main() -> None:
     for ratio in options.ratios.split(","):
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder), options, RATIOS[ratio])
-            measured = {side: [] for side in sides}
+            measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
             for number in range(options.rounds):
                 for side in sides if number % 2 == 0 else sides[::-1]:
                     measured[side].append(_run_side(side, folder))
@@ -162,7 +161,7 @@ def ours(options: argparse.Namespace, chunk: str) -> dict[str, float]:
     engine = TrainingEngine(
         load_model(model_settings, None, len(tokenizer)),
         {"_target_": "torch.optim.AdamW", "lr": 1e-6, "fused": True},
-        vars(Engine(precision=precision, activation_checkpointing=options.checkpointing)),
+        {**vars(Engine(activation_checkpointing=options.checkpointing)), "precision": precision},
         1.0,
     )
 
@@ -177,7 +176,7 @@ def ours(options: argparse.Namespace, chunk: str) -> dict[str, float]:
                 found[torch.cat(places)] = values(engine.engine, batch.to(device())).double().cpu()
         return found.numpy()
 
-    method.prepare(SimpleNamespace(examples=examples, measure=measure))  # type: ignore[arg-type]
+    method.prepare(SimpleNamespace(examples=examples, measure=measure))
     clock = _Clock(options.device)
     method.after_step = clock.tick  # type: ignore[method-assign]
     roles = {"policy": engine.engine}
@@ -239,7 +238,7 @@ class _Clock:
             with open("/proc/self/statm", encoding="ascii") as file:
                 self._before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    def tick(self, _step: int) -> None:
+    def tick(self, step: int) -> None:
         """A step has ended."""
         if self._device == "cuda":
             import torch
