@@ -101,8 +101,10 @@ def _demonstration(right: str, rng: random.Random) -> dict[str, Any]:
     return {"answer": _answer(right, _quality(rng), rng) + _dots(rng)}
 
 
-def _pair(right: str, rng: random.Random, *, flips: float = 0.0, length_bias: float = 0.0) -> dict[str, Any]:
-    """A better response, right or near, and a worse one: near or wrong."""
+def _pair(
+    right: str, rng: random.Random, *, flips: float = 0.0, length_bias: float = 0.0, pairs_per_prompt: float = 1
+) -> dict[str, Any]:
+    """A better response, right or near, and a worse one: near or wrong. How many a prompt has is for `rows` to see to."""
     better = _quality(rng, (RIGHT, NEAR))
     worse = NEAR if better == RIGHT and rng.random() < 0.5 else WRONG
     answers = [_answer(right, quality, rng) for quality in (better, worse)]
@@ -155,7 +157,7 @@ SKILLS: dict[str, Callable[..., dict[str, Any]]] = {
     "preference_negatives": _negative,
 }
 _SHARE_OPTIONS = ("flips", "length_bias")
-_LEAST = {"candidates": 2, "members": 1}
+_LEAST = {"pairs_per_prompt": 1, "candidates": 2, "members": 1}
 
 
 def check_options(skill: str, options: Mapping[str, float]) -> None:
@@ -179,7 +181,7 @@ def check_options(skill: str, options: Mapping[str, float]) -> None:
 
 
 def rows(skill: str, split: str, size: int, seed: int, **options: float) -> list[dict[str, Any]]:
-    """`size` rows of one skill and split, each of another prompt.
+    """`size` rows of one skill and split, each of another prompt (pairs: `pairs_per_prompt` rows after one another).
 
     The same arguments give the same rows on every machine, and a smaller `size` gives the first of them.
 
@@ -188,12 +190,14 @@ def rows(skill: str, split: str, size: int, seed: int, **options: float) -> list
         split: train, validation or test.
         size: how many.
         seed: any integer; it chooses the prompts and the responses.
-        options: of the skill: flips, length_bias (shares), candidates, members (numbers of responses).
+        options: of the skill: flips, length_bias (shares), pairs_per_prompt, candidates, members (whole numbers).
 
     Raises:
         ValueError: unknown split, too many rows, an option that the skill does not have or out of its range.
     """
     check_options(skill, options)
-    prompts = mini_world.items("increment", split, size, seed)
+    each = int(options.get("pairs_per_prompt", 1))
+    prompts = mini_world.items("increment", split, -(-size // each), seed)
     rng = random.Random(f"preference world: {skill} {split} {seed}")
-    return [{"prompt": item.prompt, **SKILLS[skill](item.answer, rng, **options)} for item in prompts]
+    asked = [item for item in prompts for _ in range(each)][:size]
+    return [{"prompt": item.prompt, **SKILLS[skill](item.answer, rng, **options)} for item in asked]

@@ -234,7 +234,7 @@ def _check_skill(group: str, dataset: dict[str, Any]) -> None:
         )
     if skill in preference_world.SKILLS:
         try:
-            preference_world.check_options(skill, dataset["options"])
+            preference_world.check_options(skill, dataset["options"] or {})
         except ValueError as error:
             raise UserError(f"{group}.options.{error}") from error
     elif dataset["options"]:

@@ -96,7 +96,7 @@ def _mini_world(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     skill, size, seed = settings["skill"], settings["size"], settings["seed"]
     try:
         if skill in preference_world.SKILLS:
-            return preference_world.rows(skill, settings["split"], size, seed, **settings["options"])
+            return preference_world.rows(skill, settings["split"], size, seed, **settings["options"] or {})
         if skill != "pretraining":
             items = mini_world.items(skill, settings["split"], size, seed)
         elif settings["split"] == "train":

@@ -222,6 +222,7 @@ def test_draws_are_the_same_in_another_process() -> None:
         ("preference_ranked", {"candidates": 1}, "candidates=1: must be a whole number >= 2"),
         ("preference_ranked", {"candidates": 2.5}, "candidates=2.5: must be a whole number >= 2"),
         ("preference_ranked", {"candidates": float("inf")}, "candidates=inf: must be a whole number >= 2"),
+        ("preference_pairs", {"pairs_per_prompt": 0}, "pairs_per_prompt=0: must be a whole number >= 1"),
         ("preference_groups", {"members": 0}, "members=0: must be a whole number >= 1"),
     ],
 )
@@ -236,6 +237,15 @@ def test_options_at_the_ends_of_their_ranges() -> None:
     check_options("preference_pairs", {"flips": 0, "length_bias": 1})
     check_options("preference_ranked", {"candidates": 2.0})  # as YAML may have it
     assert len(rows("preference_ranked", "train", 1, 0, candidates=2.0)[0]["responses"]) == 2
+
+
+def test_several_pairs_of_a_prompt() -> None:
+    drawn = rows("preference_pairs", "train", 10, 0, pairs_per_prompt=4)
+    prompts = [row["prompt"] for row in rows("preference_pairs", "train", 3, 0)]
+    assert [row["prompt"] for row in drawn] == [prompts[0]] * 4 + [prompts[1]] * 4 + [prompts[2]] * 2
+    assert len({row["chosen"] for row in drawn[:4]}) > 1, "of other responses"
+    assert rows("preference_pairs", "train", 6, 0, pairs_per_prompt=4) == drawn[:6]
+    assert rows("preference_pairs", "train", 6, 0, pairs_per_prompt=1.0) == rows("preference_pairs", "train", 6, 0)
 
 
 def test_more_rows_than_there_are_prompts_and_unknown_splits() -> None:
