@@ -92,8 +92,9 @@ class RunContext:
             dropped=dropped,
         )
         if dropped:
-            self._reports["data/rows_left_out"] = float(sum(dropped.values()))
-        log.info("%d examples, %d tokens, longest %d", len(examples), len(examples.tokens), examples.lengths.max())
+            left_out = self._reports.get("data/rows_left_out", 0.0)  # of a mix's own data they count too
+            self._reports["data/rows_left_out"] = left_out + float(sum(dropped.values()))
+        log.info("%d sequences, %d tokens, longest %d", len(examples), len(examples.tokens), examples.lengths.max())
         return examples
 
     @cached_property
@@ -122,12 +123,12 @@ class RunContext:
         if longest > self._longest:
             if too_long == "error":
                 raise UserError(
-                    f"training.max_length={self._longest}: a sequence of the mix has {longest} tokens; raise it, "
+                    f"training.max_length={self._longest}: a sequence has {longest} tokens; raise it, "
                     "or set training.too_long to truncate or drop"
                 )
             examples = examples.within(self._longest, cut=too_long == "truncate")
         if not len(examples) or not examples.target_tokens:
-            raise UserError(f"training.max_length={self._longest}: nothing is left of the mix to train on")
+            raise UserError(f"training.max_length={self._longest}: nothing is left to train on")
         return make_batches(
             examples,
             self.config["training"],

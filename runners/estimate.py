@@ -203,13 +203,20 @@ def state_bytes(optimizer: str, half: bool) -> int:
 
 
 def activation_bytes(
-    architecture: Mapping[str, Any], *, rows: int, tokens: int, half: bool, checkpointing: bool
+    architecture: Mapping[str, Any],
+    *,
+    rows: int,
+    tokens: int,
+    half: bool,
+    checkpointing: bool,
+    logits_chunk: int | None = None,
 ) -> int | None:
     """A rough size of what a forward pass keeps for the backward pass, with attention that stores no score matrix.
 
     34 bytes per token, channel and layer in half precision (Korthikanti et al., arXiv 2205.05198, equation 1, without
     the term of the scores), twice that in fp32; with checkpointing only each layer's input. The logits and their
-    gradient come on top, in fp32: with a large vocabulary they are the larger part. None for an unknown architecture.
+    gradient come on top, in fp32, of `logits_chunk` tokens at a time (None: of all): with a large vocabulary they are
+    the larger part. None for an unknown architecture.
     """
     sizes = [architecture.get(key) or architecture.get(_OTHER_NAMES.get(key, key))
              for key in ("hidden_size", "num_hidden_layers", "vocab_size")]  # fmt: skip
@@ -218,7 +225,8 @@ def activation_bytes(
     hidden, layers, vocabulary = map(int, sizes)  # type: ignore[arg-type]
     number = _BF16 if half else _FP32
     kept = number * layers if checkpointing else 17 * number * layers
-    return rows * tokens * (hidden * kept + 2 * _FP32 * vocabulary)
+    at_once = rows * tokens if logits_chunk is None else min(rows * tokens, logits_chunk)
+    return rows * tokens * hidden * kept + at_once * 2 * _FP32 * vocabulary
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import yaml
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
+from evals.byte_tokenizer import byte_tokenizer
 from runners import record
 from runners.compose import RunSpec, run_spec
 from runners.expand import choices, config_roots, expand, load_experiment, parts_of, seeds_of, value_of
@@ -52,7 +53,9 @@ def shown_by(name: str, row: str) -> set[str]:
         key, _, value = word.partition("=")
         if key == "model":
             chosen["model.model_type"] = model_type(value)
-        elif key not in elsewhere and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
+        elif key in elsewhere or key.startswith("evaluation."):
+            continue
+        elif not re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
             chosen[key] = value
     together = " ".join(f"{key}={value}" for key, value in sorted(chosen.items()))
     return {together} if chosen["method"] == "untrained" else {together, f"dataset={value_of(words, 'dataset')}"}
@@ -201,6 +204,25 @@ CHANGED = {
 }
 
 
+# The architecture of `debug=random` has `num_key_value_heads`, which not every type has.
+SMALL = {
+    "gpt_neox": [
+        "model.architecture=null",
+        "model.architecture={model_type:gpt_neox,vocab_size:259,hidden_size:32,intermediate_size:64,num_hidden_layers:2,"
+        "num_attention_heads:4,max_position_embeddings:8192,bos_token_id:256,eos_token_id:257,pad_token_id:258}",
+    ]
+}
+
+# The evaluation of these tests, also where a scale has changed keys of its own.
+MEASURED = [
+    "evaluation=mini_world_validation",
+    "evaluation.tasks=[{name:mini_world_general,metadata:{split:validation}},"
+    "{name:mini_world_relabelled_copy,metadata:{split:validation}}]",
+    "evaluation.preference=null",
+    "evaluation.apply_chat_template=false",
+]
+
+
 def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
     """A local copy of a hub set, with the columns that its templates name; one text is too long for any training."""
     columns = {
@@ -211,11 +233,37 @@ def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
         if field
     }
     repeats = [1 + number % 4 for number in range(15)] + [1000]
-    rows = [{column: f"{column} {number} " * times for column in columns} for number, times in enumerate(repeats)]
+    rows: list[dict[str, Any]] = [
+        {column: f"{column} {number} " * times for column in columns} for number, times in enumerate(repeats)
+    ]
+    if dataset["layout"] == "dialogue":  # a column is a whole dialogue
+        rows = [
+            {column: f"\n\nHuman: prompt {number}\n\nAssistant: {text}" for column, text in row.items()}
+            for number, row in enumerate(rows)
+        ]
+    if dataset["layout"] == "messages":  # a column is a whole chat
+        rows = [
+            {
+                column: [{"role": "user", "content": f"prompt {number}"}, {"role": "assistant", "content": text}]
+                for column, text in row.items()
+            }
+            for number, row in enumerate(rows)
+        ]
     rows = [{**row, **(dataset["where"] or {})} for row in rows]
     folder = root / dataset["path"].rpartition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{dataset['split']}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_chat_tokenizer(folder: Path) -> Path:
+    """The tokenizer of `debug=random`, with a chat template, which it has none of."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for turn in messages %}[{{ turn['role'] }}]{{ turn['content'] }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    tokenizer.save_pretrained(str(folder))
+    return folder
 
 
 def test_every_method_part_model_type_and_data_set_is_among_the_rows_that_run() -> None:
@@ -243,12 +291,14 @@ def test_every_full_scale_row_runs_with_a_small_random_model(
         if dataset and dataset["source"] == "hub":
             write_local_copy(dataset, tmp_path / "data")
             local.append(f"{'+' if group != 'dataset' else ''}{group}.data_root={tmp_path / 'data'}")
-    measured = "evaluation=mini_world_validation"
-    if full.parents:  # the run it takes up has data and an evaluation of its own
+    if full.config["dataset"]["layout"] == "messages":
+        local.append(f"model.tokenizer={write_chat_tokenizer(tmp_path / 'tokenizer')}")
+    if full.choices["method"].startswith("merging/"):  # the run it takes up has data and an evaluation of its own
         monkeypatch.setenv("RETABLE_DATA", str(tmp_path / "data"))
-        named = [*full.config["model"]["from_run"], measured]
+        named = [*full.config["model"]["from_run"], *MEASURED]
         local.append(f"model.from_run=[{','.join(repr(word) for word in named)}]")
-    spec, result = ran(*words, *local, measured, "debug=random", f"outputs={outputs}")
+    local += SMALL.get(full.config["model"]["model_type"], [])
+    spec, result = ran(*words, *local, *MEASURED, "debug=random", f"outputs={outputs}")
 
     for group, changed in CHANGED.items():
         differs = {key for key, value in spec.config[group].items() if value != full.config[group][key]}
@@ -273,16 +323,17 @@ def test_random_builds_every_model_small(model: str) -> None:
 
     from runners.models import load_model
 
-    needed = ["model.model_type=llama"] if model == "hf" else []
+    needed = ["model.model_type=llama"] if model == "hf" else SMALL.get(model_type(model), [])
     settings = composed(f"model={model}", *needed, "debug=random").config["model"]
     built: Any = load_model(settings, None, 259)
     tokens = torch.arange(24).reshape(2, 12)
     built(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
     assert built.config.model_type == settings["model_type"]
     assert built.config._attn_implementation == settings["attention"]
-    assert len(built.model.layers) == 2
+    layers = built.base_model.layers
+    assert len(layers) == 2
     assert sum(weight.numel() for weight in built.parameters()) < 1_000_000
-    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in built.model.layers.parameters())
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in layers.parameters())
 
 
 # Presets ------------------------------------------------------------------------------------------------------

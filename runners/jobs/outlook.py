@@ -27,6 +27,7 @@ from runners.tables.measurements import count
 
 # Tokens of a training row where nothing says how long the examples are; ours.
 _GUESSED_TOKENS = 512
+_SEQUENCES = {"pair": 2, "groups": 4, "ranked": 4}  # of an example of these types; of the last two a guess
 _MINI_WORLD_TOKENS = {"word_problems": 90}  # bytes of its longest items; those of the other skills have 18
 
 
@@ -201,13 +202,15 @@ def memory_of(spec: RunSpec, size: Size) -> tuple[estimate.Memory, str] | None:
         if config["dataset"]["source"] == "mini_world":
             likely = _MINI_WORLD_TOKENS.get(config["dataset"]["skill"], 20)
         tokens = training["max_length"] or min(likely, context or likely)
-        rows = min(training["micro_batch_size"], math.ceil(training["batch_size"] / workers))
+        examples = min(training["micro_batch_size"], math.ceil(training["batch_size"] / workers))
+        rows = examples * _SEQUENCES.get(config["dataset"]["type"], 1)
         found = estimate.activation_bytes(
             size.architecture,
             rows=rows,
             tokens=tokens,
             half=engine["precision"] != "fp32",
             checkpointing=engine["activation_checkpointing"],
+            logits_chunk=engine["logits_chunk"],
         )
         activations = found or 0
         assumed = f"{rows} x {tokens} tokens" if training["max_length"] else f"{rows} x {tokens} tokens (a guess)"

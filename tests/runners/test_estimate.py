@@ -138,6 +138,9 @@ def test_activations() -> None:
     assert activation_bytes(architecture, rows=2, tokens=5, half=True, checkpointing=False) == 10 * (34 * 30 + 56)
     assert activation_bytes(architecture, rows=2, tokens=5, half=False, checkpointing=False) == 10 * (68 * 30 + 56)
     assert activation_bytes(architecture, rows=2, tokens=5, half=True, checkpointing=True) == 10 * (2 * 30 + 56)
+    chunked = {"rows": 2, "tokens": 5, "half": True, "checkpointing": True}
+    assert activation_bytes(architecture, **chunked, logits_chunk=4) == 10 * 2 * 30 + 4 * 56
+    assert activation_bytes(architecture, **chunked, logits_chunk=64) == 10 * (2 * 30 + 56), "no more than there are"
     assert activation_bytes({}, rows=2, tokens=5, half=True, checkpointing=True) is None
 
 
