@@ -1,12 +1,14 @@
 # `make` alone lists the targets. Each creates .venv when it is missing; a second call starts at once.
 #
 #   PYTHON       the interpreter that .venv is made with (3.11 or newer), e.g. make test PYTHON=python3.12
+#   WORKERS      processes that share the tests out between them, file by file
 #   PYTEST_ARGS  more arguments for pytest, e.g. make test PYTEST_ARGS="tests/runners -x"
 #
 # pip is called plainly, so that its environment variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) and pip.conf count.
 
 SHELL := /bin/bash
 PYTHON ?= python3
+WORKERS ?= 2
 PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,10 +25,10 @@ demo: $(READY)  ## a paper's table in miniature: base model, SFT and FLOW over s
 	$(BIN)/retable -m experiment=flow/language scale=mini
 
 test: $(READY)  ## the tests, but for the slow ones
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: $(READY)  ## all tests
-	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "" $(PYTEST_ARGS)
 
 lint: $(READY)  ## ruff (lint and format) and mypy; changes nothing
 	$(BIN)/ruff check .

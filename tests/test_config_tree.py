@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from evals import task_index
-from runners.compose import Parents, run_spec
+from runners.compose import run_spec
 from runners.expand import choices, config_roots, groups, load_experiment, parts_of, preset, seeds_of, value_of
 from runners.plan import plans
 from runners.schema import GROUPS, PARTS, TARGETS, Root
@@ -239,17 +239,6 @@ def test_experiment_means_its_rows_times_its_seeds(name: str, scale: str) -> Non
         for seed in seeds_of(experiment, row, scale)
     ]
     assert plan.variant == "" and plan.scale == scale
-
-
-@pytest.mark.parametrize(("name", "scale"), TABLES)
-def test_every_row_composes_and_differs(name: str, scale: str) -> None:
-    (plan,) = plans([f"experiment={name}", f"scale={scale}", "evaluation.confirm_run_unsafe_code=true"])
-    first = {cell.row: cell for cell in reversed(plan.cells)}
-    parents: Parents = {}  # checked once
-    specs = {row: run_spec(cell.overrides, parents=parents) for row, cell in first.items()}
-    assert len({spec.identity for spec in specs.values()}) == len(specs)
-    for row, spec in specs.items():
-        assert (spec.row, spec.experiment, spec.scale, spec.seed) == (row, name, scale, first[row].seed)
 
 
 @pytest.mark.parametrize(("name", "scale"), TABLES)

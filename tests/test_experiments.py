@@ -41,8 +41,8 @@ def model_type(model: str | None) -> str:
     return str(yaml.safe_load((ROOTS[0] / "model" / f"{model}.yaml").read_text())["model_type"])
 
 
-def shown_by(name: str, row: str) -> set[str]:
-    """What a full-scale row shows by running: its data set, and all else that it chooses, together.
+def shown_by(name: str, row: str, *, apart: bool = False) -> set[str]:
+    """What a full-scale row shows by running: its data set, and all else that it chooses, together or each by itself.
 
     Numbers do not count, nor does which model of a type.
     """
@@ -57,22 +57,38 @@ def shown_by(name: str, row: str) -> set[str]:
             continue
         elif not re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
             chosen[key] = value
+    if apart:
+        found = {f"{key}={chosen[key]}" for key in ("method", *PARTS, "model.model_type") if key in chosen}
+        return found if chosen["method"] == "untrained" else {*found, f"dataset={value_of(words, 'dataset')}"}
     together = " ".join(f"{key}={value}" for key, value in sorted(chosen.items()))
     return {together} if chosen["method"] == "untrained" else {together, f"dataset={value_of(words, 'dataset')}"}
 
 
-def different(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def different(rows: list[tuple[str, str]], *, apart: bool = False) -> list[tuple[str, str]]:
     """The rows that show something which none before them shows: there are too many to run them all."""
     shown: set[str] = set()
     found = []
     for name, row in rows:
-        if not shown_by(name, row) <= shown:
-            shown |= shown_by(name, row)
+        if not (own := shown_by(name, row, apart=apart)) <= shown:
+            shown |= own
             found.append((name, row))
     return found
 
 
+def one_formula(method: str) -> bool:
+    """Whether a method is a formula on pairs and nothing else, as DPO is: its own tests show what it does."""
+    source = (ROOTS[0].parent / "methods" / f"{method}.py").read_text()
+    own = re.search(r"def (prepare|arrange|responses|loss_of)", source)
+    return method != "preference/dpo" and "(Paired)" in source and own is None
+
+
+def slow_unless(quick: bool, *values: str) -> Any:
+    """Parameters of a test that `make test` leaves out where others show nearly the same."""
+    return pytest.param(*values, marks=[] if quick else pytest.mark.slow)
+
+
 DIFFERENT_ROWS = different(FULL_ROWS)
+QUICK_ROWS = different(FULL_ROWS, apart=True)
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +140,23 @@ def all_finite(values: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(("name", "scale"), TABLES)
+def test_every_row_composes_and_passes_the_check(composer: None, name: str, scale: str) -> None:
+    """At its first seed; of a row's sweep the first value."""
+    experiment = EXPERIMENTS[name]
+    firsts = {experiment["rows"][row].get("group") or row: row for row in reversed(ROWS[name])}
+    rows = [row for row in ROWS[name] if row in firsts.values()]
+    seeds = {row: seeds_of(experiment, row, scale)[0] for row in rows}
+    for seed in set(seeds.values()):
+        of_seed = [row for row in rows if seeds[row] == seed]
+        words = [f"experiment={name}", f"scale={scale}", f"row={','.join(of_seed)}", f"seed={seed}", ALLOWED]
+        ((plan, specs),) = check_all(words)
+        assert [(spec.row, spec.seed) for spec in specs] == [(row, seed) for row in of_seed]
+        assert plan.scale == scale and {(spec.experiment, spec.scale) for spec in specs} == {(name, scale)}
+        assert len({spec.identity for spec in specs}) == len(specs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scale"), TABLES)
 def test_every_cell_composes_and_passes_the_check(composer: None, name: str, scale: str) -> None:
     experiment = EXPERIMENTS[name]
     ((plan, specs),) = check_all([f"experiment={name}", f"scale={scale}", ALLOWED])
@@ -134,7 +167,7 @@ def test_every_cell_composes_and_passes_the_check(composer: None, name: str, sca
     assert len({spec.folder for spec in specs}) == len(specs)
 
 
-@pytest.mark.parametrize(("name", "scale"), TABLES)
+@pytest.mark.parametrize(("name", "scale"), [slow_unless(table[0] == "flow/language", *table) for table in TABLES])
 @pytest.mark.parametrize("preset", choices("debug", ROOTS))
 def test_a_preset_makes_other_runs_and_another_table_of_it(composer: None, name: str, scale: str, preset: str) -> None:
     words = [f"experiment={name}", f"scale={scale}", f"row={next(iter(EXPERIMENTS[name]['rows']))}", ALLOWED]
@@ -172,7 +205,7 @@ def words_for(method: str) -> list[str]:
     return [f"method={method}"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [slow_unless(not one_formula(method), method) for method in METHODS])
 def test_every_method_runs_at_debug_fast(outputs: Path, method: str) -> None:
     spec, result = ran(*words_for(method), "debug=fast", f"outputs={outputs}")
     assert spec.choices["method"] == method == result["method"]
@@ -276,11 +309,11 @@ def test_every_method_part_model_type_and_data_set_is_among_the_rows_that_run() 
         trained = [of_row for of_row in words if value_of(of_row, "method") != "untrained"]
         return combinations, {value_of(of_row, "dataset") for of_row in trained}
 
-    assert len(DIFFERENT_ROWS) < len(FULL_ROWS)
+    assert len(QUICK_ROWS) < len(DIFFERENT_ROWS) < len(FULL_ROWS)
     assert choices_of(DIFFERENT_ROWS) == choices_of(FULL_ROWS)
 
 
-@pytest.mark.parametrize(("name", "row"), DIFFERENT_ROWS)
+@pytest.mark.parametrize(("name", "row"), [slow_unless(row in QUICK_ROWS, *row) for row in DIFFERENT_ROWS])
 def test_every_full_scale_row_runs_with_a_small_random_model(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, row: str
 ) -> None:
