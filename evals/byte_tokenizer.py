@@ -7,6 +7,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+# Plain, and no model's: every turn is `[role]`, its text and EOS.
+_CHAT = (
+    "{% for turn in messages %}[{{ turn['role'] }}]{{ turn['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -25,4 +30,5 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=EOS,
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
+        chat_template=_CHAT,
     )

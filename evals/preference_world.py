@@ -104,7 +104,7 @@ def _demonstration(right: str, rng: random.Random) -> dict[str, Any]:
 def _pair(
     right: str, rng: random.Random, *, flips: float = 0.0, length_bias: float = 0.0, pairs_per_prompt: float = 1
 ) -> dict[str, Any]:
-    """A better response, right or near, and a worse one: near or wrong. How many a prompt has is for `rows` to see to."""
+    """A better response, right or near, and a worse one: near or wrong. `rows` sees to how many a prompt has."""
     better = _quality(rng, (RIGHT, NEAR))
     worse = NEAR if better == RIGHT and rng.random() < 0.5 else WRONG
     answers = [_answer(right, quality, rng) for quality in (better, worse)]

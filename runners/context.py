@@ -28,7 +28,7 @@ from runners.compose import RunSpec
 from runners.data import load_rows, texts, tokenize
 from runners.engine import TrainingEngine, close_frozen, device, follow, frozen_engine
 from runners.errors import UserError
-from runners.evaluation import by_lm_eval
+from runners.measuring.tasks import by_lm_eval
 from runners.models import context_length, load_model, load_tokenizer
 from runners.progress import progress
 from runners.record import Recorder

@@ -30,11 +30,11 @@ from runners.context import RunContext
 from runners.data import load_rows
 from runners.engine import close_frozen, device, frozen_engine
 from runners.errors import UserError
-from runners.evaluation import by_lm_eval
-from runners.judge_evaluation import Questions, questions, with_judge
-from runners.kl_to_base import with_kl_to_base
+from runners.measuring.judge import Questions, questions, with_judge
+from runners.measuring.kl_to_base import with_kl_to_base
+from runners.measuring.preference import HeldOut, held_out, with_preference
+from runners.measuring.tasks import by_lm_eval
 from runners.models import load_model
-from runners.preference_evaluation import HeldOut, held_out, with_preference
 from runners.record import Recorder
 from runners.tracker import NullTracker, Tracker, open_tracker
 

@@ -17,7 +17,6 @@ import yaml
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-from evals.byte_tokenizer import byte_tokenizer
 from runners import record
 from runners.compose import RunSpec, run_spec
 from runners.expand import choices, config_roots, expand, load_experiment, parts_of, seeds_of, value_of
@@ -237,15 +236,6 @@ CHANGED = {
 }
 
 
-# The architecture of `debug=random` has `num_key_value_heads`, which not every type has.
-SMALL = {
-    "gpt_neox": [
-        "model.architecture=null",
-        "model.architecture={model_type:gpt_neox,vocab_size:259,hidden_size:32,intermediate_size:64,num_hidden_layers:2,"
-        "num_attention_heads:4,max_position_embeddings:8192,bos_token_id:256,eos_token_id:257,pad_token_id:258}",
-    ]
-}
-
 # The evaluation of these tests, also where a scale has changed keys of its own.
 MEASURED = [
     "evaluation=mini_world_validation",
@@ -288,17 +278,6 @@ def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
     (folder / f"{dataset['split']}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_chat_tokenizer(folder: Path) -> Path:
-    """The tokenizer of `debug=random`, with a chat template, which it has none of."""
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
-        "{% for turn in messages %}[{{ turn['role'] }}]{{ turn['content'] }}<eos>{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    tokenizer.save_pretrained(str(folder))
-    return folder
-
-
 def test_every_method_part_model_type_and_data_set_is_among_the_rows_that_run() -> None:
     def choices_of(rows: list[tuple[str, str]]) -> tuple[set[tuple[str | None, ...]], set[str | None]]:
         words = [expand([f"experiment={name}", "scale=full", f"row={row}"]) for name, row in rows]
@@ -324,13 +303,10 @@ def test_every_full_scale_row_runs_with_a_small_random_model(
         if dataset and dataset["source"] == "hub":
             write_local_copy(dataset, tmp_path / "data")
             local.append(f"{'+' if group != 'dataset' else ''}{group}.data_root={tmp_path / 'data'}")
-    if full.config["dataset"]["layout"] == "messages":
-        local.append(f"model.tokenizer={write_chat_tokenizer(tmp_path / 'tokenizer')}")
     if full.choices["method"].startswith("merging/"):  # the run it takes up has data and an evaluation of its own
         monkeypatch.setenv("RETABLE_DATA", str(tmp_path / "data"))
         named = [*full.config["model"]["from_run"], *MEASURED]
         local.append(f"model.from_run=[{','.join(repr(word) for word in named)}]")
-    local += SMALL.get(full.config["model"]["model_type"], [])
     spec, result = ran(*words, *local, *MEASURED, "debug=random", f"outputs={outputs}")
 
     for group, changed in CHANGED.items():
@@ -356,7 +332,7 @@ def test_random_builds_every_model_small(model: str) -> None:
 
     from runners.models import load_model
 
-    needed = ["model.model_type=llama"] if model == "hf" else SMALL.get(model_type(model), [])
+    needed = ["model.model_type=llama"] if model == "hf" else []
     settings = composed(f"model={model}", *needed, "debug=random").config["model"]
     built: Any = load_model(settings, None, 259)
     tokens = torch.arange(24).reshape(2, 12)

@@ -27,13 +27,13 @@ from methods.examples import Examples
 from methods.generation import Sampling
 from methods.kinds import Causal, adapter
 from runners import processes
-from runners.comparison import started_from, sums_over_tokens
 from runners.compose import RunSpec
 from runners.data import load_rows, tokenize
 from runners.engine import device, sum_over_processes
 from runners.errors import UserError
+from runners.measuring.comparison import started_from, sums_over_tokens
+from runners.measuring.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled
 from runners.models import context_length
-from runners.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled
 from runners.start import Start, Tell
 
 log = logging.getLogger(__name__)

@@ -20,13 +20,13 @@ from evals.harness import Evaluation
 from evals.journal import Journal
 from methods.generation import Sampling
 from runners import fingerprint, preemption, processes
-from runners.comparison import started_from
 from runners.compose import RunSpec
 from runners.data import load_rows
 from runners.errors import UserError
+from runners.measuring.comparison import started_from
+from runners.measuring.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled
 from runners.models import context_length
 from runners.progress import progress
-from runners.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled
 from runners.start import Start, Tell
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from methods.examples import Examples
 from methods.generation import Sampling, generate
 from methods.kinds import adapter
 from runners import processes
-from runners.comparison import sums_over_tokens
 from runners.compose import RunSpec, run_spec
 from runners.errors import UserError
+from runners.measuring.comparison import sums_over_tokens
+from runners.measuring.preference import held_out, kl_and_entropy
 from runners.models import load_model
-from runners.preference_evaluation import held_out, kl_and_entropy
 from tests.command import TINY, forget_sources, retable
 from tests.models import tiny_llama
 

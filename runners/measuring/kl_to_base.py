@@ -16,8 +16,8 @@ from methods.divergences import kl
 from methods.examples import Examples
 from methods.generation import Sampling
 from methods.kinds import adapter
-from runners.comparison import started_from, sums_over_tokens
 from runners.compose import RunSpec
+from runners.measuring.comparison import started_from, sums_over_tokens
 from runners.start import Start, Tell
 
 TASK = "kl_to_base"

@@ -1,0 +1,1 @@
+"""What `evaluation:` asks of a run's model, one module for each kind of question."""
