@@ -120,9 +120,8 @@ def architecture(settings: Mapping[str, Any]) -> Any:
             f"{nearest(model_type, CONFIG_MAPPING.keys())}"
         )
     known = AutoConfig.for_model(model_type).to_dict()
-    if "num_key_value_heads" not in known and arguments.get("num_key_value_heads") == arguments.get(
-        "num_attention_heads"
-    ):
+    heads = arguments.get("num_attention_heads")
+    if "num_key_value_heads" not in known and arguments.get("num_key_value_heads", heads) == heads:
         arguments.pop("num_key_value_heads", None)  # as many as heads is what a type without the key has
     for key, value in arguments.items():
         if key not in known:
