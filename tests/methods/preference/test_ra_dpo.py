@@ -11,7 +11,16 @@ from methods.forward import Forward
 from methods.kinds import Causal
 from methods.preference.ra_dpo import RaDpo, RaDpoConfig, coded_cvar, cvar, entropic_risk
 from methods.preference.tdpo import Tdpo, TdpoConfig
-from tests.methods.preference.toy_tokens import CHOSEN, POLICY, REFERENCE, REJECTED, ToldKind, random_pairs, toy_forward
+from tests.methods.preference.toy_tokens import (
+    CHOSEN,
+    POLICY,
+    REFERENCE,
+    REJECTED,
+    ToldKind,
+    loss_and_gradient,
+    random_pairs,
+    toy_forward,
+)  # fmt: skip
 from tests.models import batches_of, tiny_llama
 
 RISKS = ["coded_cvar", "cvar", "erm", "mean"]
@@ -23,12 +32,6 @@ def method_of(class_=RaDpo, config=RaDpoConfig, chunk=None, kind=ToldKind, **set
     method = class_(config(**settings))
     method.kind = kind(chunk)
     return method
-
-
-def loss_and_gradient(method, forward):
-    found = method.loss(forward).sum
-    (gradient,) = torch.autograd.grad(found, forward.roles["policy"].logits_KV)
-    return found.item(), gradient
 
 
 def random_logps(rows=50, vocabulary=23, seed=0):

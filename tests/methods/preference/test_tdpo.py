@@ -17,6 +17,7 @@ from tests.methods.preference.toy_tokens import (
     REFERENCE,
     REJECTED,
     ToldKind,
+    loss_and_gradient,
     pair_batch,
     random_pairs,
     told,
@@ -31,12 +32,6 @@ def tdpo(chunk=None, kind=ToldKind, **config):
     method = Tdpo(TdpoConfig(**config))
     method.kind = kind(chunk)
     return method
-
-
-def loss_and_gradient(method, forward):
-    found = method.loss(forward).sum
-    (gradient,) = torch.autograd.grad(found, forward.roles["policy"].logits_KV)
-    return found.item(), gradient
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 2])

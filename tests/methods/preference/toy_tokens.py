@@ -92,3 +92,10 @@ def toy_forward(policy: Any = POLICY, reference: Any = REFERENCE) -> Forward:
     """The worked example above."""
     batch = pair_batch((CHOSEN, REJECTED))
     return told(torch.as_tensor(policy).float().clone(), torch.as_tensor(reference).float().clone(), batch)
+
+
+def loss_and_gradient(method: Any, forward: Forward) -> tuple[float, Tensor]:
+    """The loss of a micro-batch, and its gradient by the policy's logits [K, V]."""
+    found = method.loss(forward).sum
+    (gradient,) = torch.autograd.grad(found, forward.roles["policy"].logits_KV)
+    return found.item(), gradient
