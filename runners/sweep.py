@@ -10,6 +10,7 @@ from runners import ledger, lock, record
 from runners.compose import Parents, RunSpec, run_spec
 from runners.errors import UserError
 from runners.plan import Cell, Plan, plans
+from runners.progress import progress
 from runners.tables.experiment import Experiment
 from runners.tables.measurements import count, seed_list
 
@@ -33,11 +34,13 @@ def check_all(arguments: list[str]) -> Checked:
     parents: Parents = {}
     for plan in plans(arguments):
         specs = []
-        for cell in plan.cells:
-            try:
-                specs.append(run_spec(cell.overrides, parents=parents))
-            except UserError as error:
-                problems[str(error)] = problems.get(str(error), 0) + 1
+        with progress("checking", len(plan.cells)) as advance:
+            for cell in plan.cells:
+                try:
+                    specs.append(run_spec(cell.overrides, parents=parents))
+                except UserError as error:
+                    problems[str(error)] = problems.get(str(error), 0) + 1
+                advance()
         checked.append((plan, specs))
         try:
             if plan.experiment["columns"]:
