@@ -192,6 +192,16 @@ def _chunked_logps(model: nn.Module, batch: Batch, chunk: int, finish: _Finish) 
     return returned_K1.squeeze(-1)
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Switch a model's own dropout off for good, in training too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if name.endswith("dropout") and isinstance(value, float):  # of attention, which has no module for it
+                setattr(module, name, 0.0)
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the model's own mode is put back afterwards."""

@@ -23,11 +23,11 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.batch import Batch, sum_by_sequence
 from methods.forward import Forward
-from methods.kinds.causal import frozen
+from methods.kinds.causal import frozen, without_dropout
 from methods.method import Context
 from methods.objective import Loss, Objective
 from methods.reference import CachedReference
@@ -131,6 +131,10 @@ class Preference(Objective):
         super().__init__(config)
         if config.reference == "live" and self.referenced and "reference" not in self.frozen:
             self.frozen = (*self.frozen, "reference")  # type: ignore[misc]
+
+    def shape(self, model: nn.Module) -> None:
+        """Without dropout, as the reference: at the start all log-ratios are 0 (an adapter's own dropout stays)."""
+        without_dropout(model)
 
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Measure the data set under the reference, unless it is live.

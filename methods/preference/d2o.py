@@ -12,7 +12,8 @@ y_l; here both are the run's one reference.
 The samples are drawn once, before training, by the model that training starts from, under `template` around the
 prompt (the paper adds an instruction that makes the answers harmless), and stand behind the plain prompt. From step
 `online_after` on, new ones are drawn from the policy in every step, under the plain prompt; that needs a live
-reference. Stale samples drag a policy back that has become safer than they are.
+reference, which stays what it was (the third-party code refreshes it every 50 steps). Stale samples drag a policy back
+that has become safer than they are.
 
 Of pairs only the rejected response is used. Defaults: K, temperature, alpha and beta are those of a third-party
 implementation (agentsea/dark.rl), which goes online after 200 steps; the authors published no code.

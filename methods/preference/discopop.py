@@ -6,7 +6,9 @@ arXiv 2406.08414 (there also LRML, log-ratio modulated loss).
     L = (1 - s) [-log sigmoid(z)] + s exp(-z),      z = beta D,  s = sigmoid(z / tau),  D = (W - Wr) - (L - Lr)
                                                                             mean over pairs
 
-Where z is below 0 it is DPO's loss, above it the exponential one; between them it is not convex.
+Where z is below 0 it is DPO's loss, above it the exponential one; between them it is not convex. At the defaults its
+slope at D = 0, where training starts, is +0.039: the loss falls towards the wrong order, down to a minimum at D = -2.4,
+and a pair is pushed apart the right way only from D = 1.4 on.
 
 The exponential never gets large for tau <= 1, because s goes to 0 faster: both are taken together, in logarithms. For a
 larger tau it is followed up to an exponent of 40, and by its tangent from there (ours, `methods/divergences.py`).

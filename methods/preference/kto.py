@@ -12,8 +12,9 @@ z estimates KL(pi || ref) without sampling. Every response brings such a y' with
 it (round the end of the data set) which has another prompt; it is cut where prompt and y' together are longer than the
 longest sequence of the data. Both go through the policy in one pass, so that a response costs what a pair does in DPO.
 
-The batch of z is the *micro-batch* of one process, as in the paper ("per-device"); micro-batch size and number of
-processes change the result. Its mean needs more than one response.
+The batch of z is the *micro-batch* of one process; micro-batch size and number of processes change the result (TRL
+averages it over the processes before the cut at 0). One response alone, as the last of a data set may be, makes it
+meaningless.
 
 Pairs are taken apart into single responses. Defaults: the paper's and TRL's.
 
@@ -105,6 +106,8 @@ class Kto(Labelled):
             ValueError: the micro-batch is one response.
         """
         training = context.config["training"]
+        if training["batch_size"] == 1:
+            raise ValueError("training.batch_size=1: method=kto takes a mean over the micro-batch; at least 2")
         if training["micro_batch_size"] == 1 and not training["packing"]:
             raise ValueError("training.micro_batch_size=1: method=kto takes a mean over the micro-batch; at least 2")
         return super().prepare(context)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from methods.batch import mean_by_sequence
-from methods.kinds.causal import Causal, frozen
-from tests.models import batches_of, random_examples, tiny_llama
+from methods.kinds.causal import Causal, frozen, without_dropout
+from tests.models import VOCABULARY, batches_of, random_examples, tiny_llama
 
 
 def by_example(batch, values_K):
@@ -118,3 +119,22 @@ def test_frozen_restores_mode_even_after_an_error():
         assert not model.training and not torch.is_grad_enabled()
         raise RuntimeError
     assert model.training and torch.is_grad_enabled()
+
+
+def gpt2(dropout):
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=32,
+            attn_pdrop=dropout, embd_pdrop=dropout, resid_pdrop=dropout,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [gpt2, lambda rate: tiny_llama(attention_dropout=rate)])
+def test_without_dropout_training_and_evaluation_are_the_same(make):
+    (batch,) = batches_of(random_examples(3), batch_size=3).of_step(0)
+    model = make(0.5)
+    assert not torch.equal(*(Causal().token_logps(model.train(mode), batch) for mode in (True, False)))
+    without_dropout(model)
+    torch.testing.assert_close(*(Causal().token_logps(model.train(mode), batch) for mode in (True, False)))

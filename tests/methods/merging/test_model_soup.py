@@ -1,5 +1,6 @@
 """Model soups: the mean, the greedy choice, and what each may hold in memory."""
 
+import math
 import weakref
 
 import pytest
@@ -54,6 +55,23 @@ def test_equal_models_are_that_model_bit_for_bit(count, dtype):
     greedy = greedy_soup(giving([model] * count), count, lambda _: 0.5)
     assert greedy.members == list(range(count))
     assert torch.equal(greedy.weights["w"], model["w"])
+
+
+def test_two_models_and_what_their_mean_predicts():
+    """Of models that are linear before their softmax the mean predicts in proportion to sqrt(pi_1 pi_2)."""
+    assert uniform_soup(giving([weights(1.0, 2.0), weights(3.0, -2.0)]), 2)["w"].tolist() == [2.0, 0.0]
+    first, second = (weights(*[math.log(p) for p in pi]) for pi in ((0.7, 0.3), (0.4, 0.6)))
+    soup = uniform_soup(giving([first, second]), 2)["w"].softmax(0)
+    assert soup.tolist() == pytest.approx([0.555006, 0.444994], abs=1e-6)
+    kl = (first["w"].softmax(0) * (first["w"].log_softmax(0) - soup.log())).sum()
+    assert float(kl) == pytest.approx(0.044188, abs=1e-6)
+
+
+def test_tied_weights_stay_tied():
+    """Two names of one tensor get the same mean."""
+    tied = [{"head": one["w"], "embedding": one["w"]} for one in (weights(1.0, 2.0), weights(3.0, -2.0))]
+    soup = uniform_soup(lambda number: dict(tied[number]), 2)
+    assert soup["head"].tolist() == soup["embedding"].tolist() == [2.0, 0.0]
 
 
 def test_uniform_known_answer():

@@ -48,6 +48,8 @@ def test_known_answers():
     losses = kto_losses(torch.tensor([1.0, -0.5]).double(), torch.tensor([True, False]), 0.2, 0.1, 1.0, 1.0)
     assert losses.tolist() == pytest.approx([0.4800106598, 0.4825071423], abs=1e-10)
     assert losses.mean().item() == pytest.approx(0.4812589011, abs=1e-10)
+    losses = kto_losses(torch.tensor([1.0, -0.5]).double(), torch.tensor([True, False]), 0.0, 0.1, 1.0, 1.0)
+    assert losses.tolist() == pytest.approx([0.475021, 0.487503], abs=5e-7)
 
 
 def test_known_answers_through_the_method():
@@ -231,7 +233,9 @@ def test_loss_and_gradient_of_trl():
 
 
 def test_a_micro_batch_of_one():
-    training = {"micro_batch_size": 1, "packing": False}
+    training = {"batch_size": 4, "micro_batch_size": 1, "packing": False}
+    with pytest.raises(ValueError, match=r"^training\.batch_size=1: method=kto"):
+        started(Kto(KtoConfig()), PreferenceContext(LABELLED, training={**training, "batch_size": 1, "packing": True}))
     with pytest.raises(ValueError, match=r"^training\.micro_batch_size=1: method=kto"):
         started(Kto(KtoConfig()), PreferenceContext(LABELLED, training=training))
     started(Kto(KtoConfig()), PreferenceContext(LABELLED, training={**training, "packing": True}))
