@@ -62,6 +62,8 @@ class Objective(Method):
         """The summed loss of one micro-batch."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss")
 
+    units: ClassVar[str] = "tokens"  # of its loss: target tokens, or groups of responses
+
     def count(self, batch: Batch) -> int:
         """How many units the loss of `batch` is a sum over: its target tokens, unless overridden."""
         return batch.target_count

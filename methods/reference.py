@@ -29,13 +29,13 @@ class CachedReference:
         """Measure them, or take what another run has measured.
 
         Raises:
-            ValueError: a log-probability is not finite; names the first such example.
+            ValueError: a log-probability is not finite; names the first such response.
         """
         counts_n = context.examples.lengths - context.examples.targets
         found_M = context.measure("reference log-probabilities", kind.token_logps, per="token", role="reference")
         if not np.isfinite(found_M).all():
             first = int(np.searchsorted(np.cumsum(counts_n), np.flatnonzero(~np.isfinite(found_M))[0], side="right"))
-            raise ValueError(f"the reference's log-probabilities must be finite, got others for example {first}")
+            raise ValueError(f"the reference's log-probabilities must be finite, got others for response {first}")
         return cls(torch.from_numpy(found_M).float(), torch.from_numpy(counts_n))
 
     def token_logps(self, batch: Batch) -> Tensor:

@@ -50,7 +50,8 @@ def shared(
         if state == _MAKE:
             made = make(parts)
             processes.first_decides(lambda: _write(entry, described, made))  # nobody reads before it is written
-            shutil.rmtree(parts, ignore_errors=True)
+            processes.any_rank(False)  # nobody reads the parts any more
+            processes.first_decides(lambda: shutil.rmtree(parts, ignore_errors=True))
         else:
             log.info("%s: taken from %s", what, entry)
         return load_file(entry / "tensors.safetensors")

@@ -141,6 +141,7 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
             check_reward(reward, key)
         except ValueError as error:
             raise UserError(str(error)) from error
+        _check_reward_chat(config, key, reward)
     # Each on its own: other items of one task may choose, and measure.
     for key, tasks in (
         ("evaluation.tasks", config["evaluation"]["tasks"]),
@@ -156,6 +157,19 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
                 )
         except ValueError as error:
             raise UserError(str(error).replace("evaluation.tasks", key)) from error
+
+
+def _check_reward_chat(config: dict[str, Any], key: str, reward: dict[str, Any]) -> None:
+    """A prompt that is in a chat template already must not be put into another one."""
+    of_method = key.startswith("method.")
+    where = "dataset" if of_method else "evaluation.preference.dataset"
+    data = config["dataset"] if of_method else config["evaluation"]["preference"]["dataset"]
+    written = "layout" if data["layout"] != "columns" else "chat" if of_method and data["chat"] else None
+    if reward.get("chat") and written:
+        raise UserError(
+            f"{key}.chat=true: the prompts of {where}.{written}={data[written]} are in a chat template already, "
+            "that of the model; the reward model would see two"
+        )
 
 
 def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
@@ -272,6 +286,18 @@ def _check_parts(config: dict[str, Any], chosen: dict[str, str]) -> None:
             other, _, name = word.partition("=")
             if chosen[other] == name:
                 raise UserError(f"{group}={chosen[group]} does not combine with {word}: {reason}")
+    if "mix" in used and config["mix"].get("weight", 0) is None and method.get("units") == "groups":
+        raise UserError(
+            f"mix.weight=null: one mean over all tokens, and method={chosen['method']} takes its mean over groups of "
+            "responses; set a number"
+        )
+    asked = [signatures.read(config[group]["_target_"]).attributes for group in ("method", *used)]
+    referenced = any(of.get("referenced") or "reference" in (of.get("frozen") or ()) for of in asked)
+    if config["model"]["reference_run"] and not referenced:
+        raise UserError(
+            f"model.reference_run={config['model']['reference_run']}: method={chosen['method']} and its parts have no "
+            "reference; leave it out"
+        )
     ratio, size = config["mix"].get("ratio"), config["training"]["batch_size"]
     if ratio is not None and round(ratio * size) < 1:
         raise UserError(f"mix.ratio={ratio}: must give at least one example a step, with training.batch_size={size}")

@@ -171,7 +171,8 @@ class _BadRow(Exception):
 def texts(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, str]]:
     """Prompt and completion of each row that can be used, by `dataset:` settings of type `completion`."""
     found = []
-    for row in rows:
+    for place, row in enumerate(rows):
+        _check_filled([row], place, settings)
         with contextlib.suppress(_BadRow):
             read = _read(row, settings, tokenizer)
             found.append((read.prompt, read.responses[0]))

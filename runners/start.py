@@ -72,7 +72,10 @@ class Start:
         parents = decided.parents
         if self._reference:
             assert self._spec.reference is not None
-            model, content, parents = {"from_run": self._spec.reference.identity}, {}, (self._spec.reference,)
+            # It is loaded as the run's own model is.
+            loaded = {key: self._spec.config["model"][key] for key in ("dtype", "attention")}
+            model = {"from_run": self._spec.reference.identity, **loaded}
+            content, parents = {}, (self._spec.reference,)
         return {
             "model": model,
             "content": content,

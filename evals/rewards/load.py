@@ -152,9 +152,11 @@ class _RewardModel:
         if self._chat and self._tokenizer.chat_template is None:
             raise ValueError(f"{told}: has no chat template, which chat: true needs")
         if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
+            # By padding it finds the last token, so that EOS cannot be it; one text at a time needs none.
+            self._batch_size = 1
         self._tokenizer.padding_side = "right"
-        loaded.config.pad_token_id = self._tokenizer.pad_token_id  # by which it finds the last token
+        loaded.config.pad_token_id = self._tokenizer.pad_token_id
+        self._longest, self._told = getattr(loaded.config, "max_position_embeddings", None), told
         self._model: Any = loaded.to(device).eval()
         self._device = device
 
@@ -167,10 +169,15 @@ class _RewardModel:
             for begin in range(0, len(texts), self._batch_size):
                 encoded = self._tokenizer(
                     texts[begin : begin + self._batch_size],
-                    padding=True,
+                    padding=self._batch_size > 1,
                     return_tensors="pt",
                     add_special_tokens=not self._chat,  # the template has them
                 )
+                tokens = encoded["input_ids"].shape[1]
+                if self._longest is not None and tokens > self._longest:
+                    raise ValueError(
+                        f"{self._told}: takes at most {self._longest} tokens, a prompt with its response has {tokens}"
+                    )
                 inputs = {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
                 found += self._model(**inputs).logits[:, 0].float().tolist()
         return found

@@ -102,6 +102,7 @@ class ImplicitReward(Sft):
     """Implicit-reward SFT: phi_f of the log-ratio to the reference, for an f-divergence (arXiv 2507.00018; derived)."""
 
     config: ImplicitRewardConfig
+    referenced = True  # its formula has a reference in it
     cached: CachedReference | None = None
 
     def prepare(self, context: Context) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ Legend: B rows, T tokens of a row, K target tokens of the batch, C of them at a 
 """
 
 import logging
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -197,8 +198,8 @@ def without_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if name.endswith("dropout") and isinstance(value, float):  # of attention, which has no module for it
+        for name, value in list(vars(module).items()):  # of attention and layers, which have no module for it
+            if isinstance(value, float) and re.search("dropout|layerdrop|pdrop", name):
                 setattr(module, name, 0.0)
 
 

@@ -124,6 +124,7 @@ class Preference(Objective):
 
     config: PreferenceConfig | ReferenceFreeConfig
     kinds = ("causal",)
+    units = "groups"
     referenced: ClassVar[bool] = True  # its formula has a reference in it
     cached: CachedReference | None = None
 

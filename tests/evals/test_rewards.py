@@ -147,11 +147,13 @@ def test_a_reward_model_reads_prompt_and_response(reward_model, batch_size):
 
 
 def test_a_reward_model_with_its_chat_template(reward_model, tmp_path):
-    folder, model = reward_model
-    with pytest.raises(ValueError, match=r"^method\.reward\.model=.*: has no chat template, which chat: true needs$"):
-        load_reward({"model": str(folder), "chat": True})
+    _, model = reward_model
     model.save_pretrained(tmp_path)
     chatting = byte_tokenizer()
+    chatting.chat_template = None
+    chatting.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^method\.reward\.model=.*: has no chat template, which chat: true needs$"):
+        load_reward({"model": str(tmp_path), "chat": True})
     chatting.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     chatting.save_pretrained(tmp_path)
     found = load_reward({"model": str(tmp_path), "chat": True})(PROMPTS[:1], RESPONSES[:1])
@@ -173,3 +175,27 @@ def test_models_that_give_no_reward(tmp_path):
     with pytest.raises(ValueError, match=r"^method\.reward\.model=.*: cannot be loaded: ") as error:
         load_reward({"model": str(tmp_path)})
     assert "\n" not in str(error.value)
+
+
+def test_a_reward_model_without_a_padding_token_reads_its_last_token(reward_model, tmp_path):
+    """EOS in its place would be taken for padding, and the token before it for the last."""
+    _, model = reward_model
+    model.save_pretrained(tmp_path)
+    chatting = byte_tokenizer()
+    chatting.pad_token = None
+    chatting.save_pretrained(tmp_path)
+    found = load_reward({"model": str(tmp_path), "chat": True})(PROMPTS, RESPONSES)
+    expected = []
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        ids = chatting(f"[user]{prompt}<eos>[assistant]{response}<eos>", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            expected.append(float(model(torch.tensor([ids])).logits))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_text_that_is_too_long_for_a_reward_model(reward_model):
+    folder, _ = reward_model
+    with pytest.raises(
+        ValueError, match=r"^method\.reward\.model=.*: takes at most 128 tokens, a prompt with its response"
+    ):
+        load_reward({"model": str(folder)})(PROMPTS[:1], ["1" * 128])

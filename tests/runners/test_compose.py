@@ -235,6 +235,40 @@ def test_one_line_names_key_value_and_rule(override: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["method=preference/dpo", "dataset=preference_pairs", "mix=replay", "mix.weight=null"],
+            "mix.weight=null: one mean over all tokens, and method=preference/dpo takes its mean over groups",
+        ),
+        (
+            ['model.reference_run=["method=finetune/sft"]'],
+            "model.reference_run=['method=finetune/sft']: method=finetune/sft and its parts have no reference",
+        ),
+        (
+            ["method=preference/simpo", "dataset=preference_pairs", 'model.reference_run=["method=finetune/sft"]'],
+            "model.reference_run=['method=finetune/sft']: method=preference/simpo and its parts have no reference",
+        ),
+        (
+            ["method=preference/xpo", "dataset.chat=true", "method.reward={function:null,model:a/b,chat:true}"],
+            "method.reward.chat=true: the prompts of dataset.chat=True are in a chat template already",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(composer: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        run_spec(words)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_what_has_a_reference_may_name_one(composer: Path) -> None:
+    named = 'model.reference_run=["method=finetune/sft"]'
+    pairs = ["method=preference/dpo", "dataset=preference_pairs"]
+    for words in (pairs, ["penalty=kl_reference"], ["method=finetune/implicit_reward"]):
+        assert run_spec([*words, named]).reference is not None
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("method.temperature=-1", "method.temperature=-1: should be greater than 0 or should be 'median'"),
