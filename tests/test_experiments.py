@@ -40,6 +40,13 @@ def model_type(model: str | None) -> str:
     return str(yaml.safe_load((ROOTS[0] / "model" / f"{model}.yaml").read_text())["model_type"])
 
 
+def one_formula(method: str) -> bool:
+    """Whether a method is a formula on pairs and nothing else, as DPO is: its own tests show what it does."""
+    source = (ROOTS[0].parent / "methods" / f"{method}.py").read_text()
+    own = re.search(r"def (prepare|arrange|responses|loss_of)", source)
+    return method != "preference/dpo" and "(Paired)" in source and own is None
+
+
 def shown_by(name: str, row: str, *, apart: bool = False) -> set[str]:
     """What a full-scale row shows by running: its data set, and all else that it chooses, together or each by itself.
 
@@ -57,7 +64,10 @@ def shown_by(name: str, row: str, *, apart: bool = False) -> set[str]:
         elif not re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
             chosen[key] = value
     if apart:
-        found = {f"{key}={chosen[key]}" for key in ("method", *PARTS, "model.model_type") if key in chosen}
+        groups = (
+            (*PARTS, "model.model_type") if one_formula(chosen["method"]) else ("method", *PARTS, "model.model_type")
+        )
+        found = {f"{key}={chosen[key]}" for key in groups if key in chosen}
         return found if chosen["method"] == "untrained" else {*found, f"dataset={value_of(words, 'dataset')}"}
     together = " ".join(f"{key}={value}" for key, value in sorted(chosen.items()))
     return {together} if chosen["method"] == "untrained" else {together, f"dataset={value_of(words, 'dataset')}"}
@@ -72,13 +82,6 @@ def different(rows: list[tuple[str, str]], *, apart: bool = False) -> list[tuple
             shown |= own
             found.append((name, row))
     return found
-
-
-def one_formula(method: str) -> bool:
-    """Whether a method is a formula on pairs and nothing else, as DPO is: its own tests show what it does."""
-    source = (ROOTS[0].parent / "methods" / f"{method}.py").read_text()
-    own = re.search(r"def (prepare|arrange|responses|loss_of)", source)
-    return method != "preference/dpo" and "(Paired)" in source and own is None
 
 
 def slow_unless(quick: bool, *values: str) -> Any:
