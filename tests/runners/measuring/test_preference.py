@@ -350,7 +350,7 @@ def test_debug_bounds_it(composer):
     settings = spec.config["evaluation"]["preference"]
     assert (settings["max_new_tokens"], settings["samples_per_prompt"]) == (16, 2)
     held = held_out(spec, byte_tokenizer(), None)
-    assert (len(held.pairs), len(held.prompts), held.rows) == (8, 4, 500)
+    assert (len(held.pairs), len(held.prompts), held.rows) == (8, 4, 250)
 
 
 def test_identity(composer, plugin):
