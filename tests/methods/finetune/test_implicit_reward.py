@@ -267,7 +267,7 @@ def test_infinite_reference_names_its_example():
     values[int((examples.lengths - examples.targets)[0])] = -np.inf
     method = ImplicitReward(ImplicitRewardConfig())
     method.kind = Causal()
-    with pytest.raises(ValueError, match=r"must be finite, got others for example 1$"):
+    with pytest.raises(ValueError, match=r"must be finite, got others for response 1$"):
         method.prepare(SimpleNamespace(examples=examples, measure=lambda *_, **__: values))
 
 
