@@ -33,6 +33,7 @@ class Objective(Method):
     # Whether examples of a batch are coupled (a batch median, in-batch negatives), and over what:
     # "micro-batch" makes the micro-batch part of the run's identity.
     couples: ClassVar[str | None] = None
+    units: ClassVar[str] = "tokens"  # what `count` counts: tokens, or groups of responses
     kind: Causal
     context: Context
 
@@ -61,8 +62,6 @@ class Objective(Method):
     def loss(self, forward: Forward) -> Loss:
         """The summed loss of one micro-batch."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss")
-
-    units: ClassVar[str] = "tokens"  # of its loss: target tokens, or groups of responses
 
     def count(self, batch: Batch) -> int:
         """How many units the loss of `batch` is a sum over: its target tokens, unless overridden."""

@@ -168,10 +168,17 @@ class _BadRow(Exception):
     """A row that cannot be used; says why."""
 
 
-def texts(rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, str]]:
-    """Prompt and completion of each row that can be used, by `dataset:` settings of type `completion`."""
+def texts(
+    rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], tokenizer: Any, first: int = 0
+) -> list[tuple[str, str]]:
+    """Prompt and completion of each row that can be used, by `dataset:` settings of type `completion`.
+
+    Args:
+        rows: of the data set.
+        first: number of the first of them, for messages.
+    """
     found = []
-    for place, row in enumerate(rows):
+    for place, row in enumerate(rows, first):
         _check_filled([row], place, settings)
         with contextlib.suppress(_BadRow):
             read = _read(row, settings, tokenizer)

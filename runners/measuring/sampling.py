@@ -52,8 +52,8 @@ def different_prompts(
     """
     found: list[Prompt] = []
     seen: set[str] = set()
-    for row in rows:
-        for written, _ in texts([row], dataset, tokenizer):
+    for number, row in enumerate(rows):
+        for written, _ in texts([row], dataset, tokenizer, number):
             if written in seen:
                 continue
             seen.add(written)

@@ -133,15 +133,19 @@ def reward_model(tmp_path_factory):
     return folder, model
 
 
+def said_by(model, tokenizer, texts, add_special_tokens=True):
+    """What a classifier says of texts, one at a time and without padding."""
+    with torch.no_grad():
+        ids = [tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"] for text in texts]
+        return [float(model(torch.tensor([one])).logits) for one in ids]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_a_reward_model_reads_prompt_and_response(reward_model, batch_size):
     """One text at a time, without padding, gives the same: the number of responses at a time changes nothing."""
     folder, model = reward_model
     found = load_reward({"model": str(folder), "batch_size": batch_size})(PROMPTS, RESPONSES)
-    expected = []
-    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
-        with torch.no_grad():
-            expected.append(float(model(torch.tensor([TOKENIZER(prompt + response)["input_ids"]])).logits))
+    expected = said_by(model, TOKENIZER, [p + r for p, r in zip(PROMPTS, RESPONSES, strict=True)])
     assert found == pytest.approx(expected, abs=1e-5)
     assert len(set(expected)) == 3
 
@@ -157,9 +161,8 @@ def test_a_reward_model_with_its_chat_template(reward_model, tmp_path):
     chatting.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     chatting.save_pretrained(tmp_path)
     found = load_reward({"model": str(tmp_path), "chat": True})(PROMPTS[:1], RESPONSES[:1])
-    ids = chatting("<user>next 48213:<assistant>59324", add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        assert found == pytest.approx([float(model(torch.tensor([ids])).logits)], abs=1e-5)
+    expected = said_by(model, chatting, ["<user>next 48213:<assistant>59324"], add_special_tokens=False)
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_models_that_give_no_reward(tmp_path):
@@ -185,12 +188,8 @@ def test_a_reward_model_without_a_padding_token_reads_its_last_token(reward_mode
     chatting.pad_token = None
     chatting.save_pretrained(tmp_path)
     found = load_reward({"model": str(tmp_path), "chat": True})(PROMPTS, RESPONSES)
-    expected = []
-    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
-        ids = chatting(f"[user]{prompt}<eos>[assistant]{response}<eos>", add_special_tokens=False)["input_ids"]
-        with torch.no_grad():
-            expected.append(float(model(torch.tensor([ids])).logits))
-    assert found == pytest.approx(expected, abs=1e-5)
+    texts = [f"[user]{p}<eos>[assistant]{r}<eos>" for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    assert found == pytest.approx(said_by(model, chatting, texts, add_special_tokens=False), abs=1e-5)
 
 
 def test_a_text_that_is_too_long_for_a_reward_model(reward_model):

@@ -163,6 +163,12 @@ def test_bos_in_the_template_is_doubled_by_the_tokenizer() -> None:
     )
 
 
+def test_an_empty_column_is_not_the_text_none() -> None:
+    """Where texts are read one row at a time too; the message has the row's number in the data set."""
+    with pytest.raises(UserError, match=r"^dataset\.completion='\{answer\}': example 7 has no 'answer'$"):
+        texts([{"prompt": "ab:", "answer": None}], settings(), TOKENIZER, first=7)
+
+
 def test_bos_in_the_data_is_found_in_any_row() -> None:
     with pytest.raises(UserError, match="begins with BOS"):
         tokens_of([ROWS[0], {"prompt": BOS + "x", "answer": "y"}])
