@@ -19,13 +19,18 @@ from methods.kinds import Causal
 
 
 class Context(Protocol):
-    """What a run offers its method and its parts."""
+    """What a run offers its method and its parts; without a model (`model=none`) only what needs none."""
 
     config: dict[str, Any]  # the whole resolved configuration
     seed: int
     folder: Path
     kind: Causal
     tokenizer: Any  # of transformers
+
+    @property
+    def dataset(self) -> Any:
+        """The data of a set that is no text (`methods/dataset.py`), as its class loads them."""
+        ...
 
     @property
     def examples(self) -> Examples:
@@ -156,8 +161,12 @@ class Context(Protocol):
         """Make `weights` the run's final model."""
         ...
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """Record metrics that belong to no training step."""
+    def checkpoint(self, method: "Method", step: int) -> None:
+        """Keep the state of a `method` that does not train, after `step`; what it logs later is logged again."""
+        ...
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record metrics, of a step or of the whole run."""
         ...
 
 
@@ -171,8 +180,8 @@ class Method:
     kinds: ClassVar[tuple[str, ...]] = ()  # kinds of model it works on
     trained: ClassVar[tuple[str, ...]] = ()  # its roles that are trained
     frozen: ClassVar[tuple[str, ...]] = ()  # its roles that are not
-    # Types of data (`dataset.type`) that it can be trained on; none: it looks at none.
-    data: ClassVar[tuple[str, ...]] = ("completion",)
+    # Types of data (`dataset.type`) that it can work on; none: it looks at none.
+    data: ClassVar[tuple[str, ...]] = ()
     prompted: ClassVar[bool] = False  # it answers the prompts of the data set
     merges: ClassVar[str | None] = None  # "run" or "runs": its final model is made of those of finished runs
     # What it does not combine with, and why: choices by name ("adapter=lora").

@@ -35,7 +35,8 @@ def check_groups(data: dict[str, Any], chosen: dict[str, str]) -> dict[str, Any]
     root = {key: value for key, value in data.items() if key not in (*GROUPS, *TARGETS, *PARTS)}
     checked: dict[str, Any] = check_values("", Root, root)
     for group, schema in GROUPS.items():
-        checked[group] = check_values(group, schema, data[group])
+        of_class = group == "dataset" and isinstance(data[group], dict) and "_target_" in data[group]
+        checked[group] = check_target(group, data[group]) if of_class else check_values(group, schema, data[group])
     for group in (*TARGETS, *PARTS):
         checked[group] = check_target(group, data[group])
     _check_parts(checked, chosen)
@@ -132,6 +133,8 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
             f"method={config['method']['_target_']}: fits models of kind {', '.join(kinds)}, "
             f"got model.kind={config['model']['kind']}"
         )
+    if config["model"]["kind"] == "none":
+        _check_without_model(config, chosen)
     _check_evaluation_data(config["evaluation"])
     fingerprint.check_files(config)
     _check_skill("dataset", config["dataset"])
@@ -157,6 +160,25 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
                 )
         except ValueError as error:
             raise UserError(str(error).replace("evaluation.tasks", key)) from error
+
+
+def _check_without_model(config: dict[str, Any], chosen: dict[str, str]) -> None:
+    """What needs a model, or its training, is not asked for.
+
+    Raises:
+        UserError: it is.
+    """
+    for key in ("tasks", "kl_to_base", "preference", "judge"):
+        if config["evaluation"][key]:
+            raise UserError(
+                f"evaluation={chosen['evaluation']}: measures a model (evaluation.{key}), and model=none is none; "
+                "choose evaluation=none"
+            )
+    workers = max(config["gpus"], config["processes"]) * config["nodes"]
+    if workers > 1:
+        raise UserError(
+            f"processes, gpus, nodes: method={chosen['method']} trains no model and runs in one process, got {workers}"
+        )
 
 
 def _check_reward_chat(config: dict[str, Any], key: str, reward: dict[str, Any]) -> None:
@@ -214,19 +236,26 @@ def _check_data(config: dict[str, Any], chosen: dict[str, str]) -> None:
     Raises:
         UserError: they cannot; says what they need.
     """
-    given = config["dataset"]["type"]
+    given = data_type(config["dataset"])
     for group in ("method", *PARTS):
         target = config[group]["_target_"]
         attributes = signatures.read(target).attributes if target else {}
         needed = attributes.get("data") or ()
-        if needed and given not in needed and (group != "method" or attributes.get("trained")):
-            told = " or ".join(f"{name} ({_NEEDS[name]})" for name in needed)
+        if needed and given not in needed:
+            told = " or ".join(f"{name} ({_NEEDS[name]})" if name in _NEEDS else str(name) for name in needed)
             raise UserError(f"dataset.type={given}: {group}={chosen[group]} needs {told}")
     mixed = config["mix"].get("dataset")
     if isinstance(mixed, dict) and mixed["type"] != "completion":
         raise UserError(
             f"mix.dataset.type={mixed['type']}: mix={chosen['mix']} needs completion ({_NEEDS['completion']})"
         )
+
+
+def data_type(dataset: dict[str, Any]) -> str:
+    """`dataset.type`; of a data set that is no text, what its class says."""
+    if "_target_" in dataset:
+        return str(signatures.read(dataset["_target_"]).attributes.get("type"))
+    return str(dataset["type"])
 
 
 def validation_tasks(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -239,7 +268,7 @@ def validation_tasks(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_skill(group: str, dataset: dict[str, Any]) -> None:
-    if dataset["source"] != "mini_world":
+    if dataset.get("source") != "mini_world":
         return
     skill, known = dataset["skill"], [*mini_world.SKILLS, *preference_world.SKILLS]
     if skill not in ("pretraining", *known):
@@ -276,7 +305,7 @@ def _check_parts(config: dict[str, Any], chosen: dict[str, str]) -> None:
             )
     for group in ("method", *used):
         prompted = signatures.read(config[group]["_target_"]).attributes.get("prompted")
-        if prompted and config["dataset"]["loss_on"] == "all":
+        if prompted and config["dataset"].get("loss_on") == "all":
             raise UserError(
                 f"dataset.loss_on=all: {group}={chosen[group]} answers the data set's prompts, and so there is none"
             )

@@ -106,7 +106,11 @@ class RunSpec:
     @cached_property
     def sources(self) -> dict[str, str]:
         """The fingerprints that `source` is made of, by module, without the parent's."""
-        roots = [self.config["method"]["_target_"].rpartition(".")[0], *fingerprint.ENGINE_MODULES]
+        roots = [self.config["method"]["_target_"].rpartition(".")[0]]
+        if self.config["model"]["kind"] != "none":
+            roots += fingerprint.ENGINE_MODULES
+        if "_target_" in self.config["dataset"]:
+            roots.append(self.config["dataset"]["_target_"].rpartition(".")[0])
         for part in PARTS:
             if self.config[part]["_target_"]:
                 roots.append(self.config[part]["_target_"].rpartition(".")[0])
@@ -134,6 +138,9 @@ class RunSpec:
     def what_decides(self) -> dict[str, Any]:
         """The resolved configuration without what says only where it runs and is logged: what the identity hashes."""
         decides: dict[str, Any] = {"seed": self.seed}
+        if self.config["model"]["kind"] == "none":  # nothing is trained and no model measured
+            found = {group: copy.deepcopy(self.config[group]) for group in ("dataset", "method")}
+            return {**decides, **_without_places(found), "content": fingerprint.of_inputs(self.config)}
         for group in _IDENTITY_GROUPS:
             left_out = _WHERE.get(group, ())
             kept = {key: value for key, value in self.config[group].items() if key not in left_out}
@@ -156,15 +163,20 @@ class RunSpec:
                 del decides["evaluation"][name]
         for key in _HOW_ASKED:
             decides["evaluation"].get("judge", {}).pop(key, None)
-        # What lies at a local path decides, not where it lies.
-        for _, dataset in fingerprint.data_sets(decides):
-            for key in (*_WHERE["dataset"], *(("path",) if dataset["source"] == "file" else ())):
-                dataset.pop(key, None)
+        _without_places(decides)
         local = [(decides["model"], "id"), (decides["model"], "tokenizer")]
         for settings, key in (*local, *((reward, "model") for _, reward in fingerprint.rewards(decides))):
             if settings.get(key) is not None and Path(settings[key]).is_dir():
                 del settings[key]
         return decides
+
+
+def _without_places(decides: dict[str, Any]) -> dict[str, Any]:
+    """What lies at a local path decides, not where it lies."""
+    for _, dataset in fingerprint.data_sets(decides):
+        for key in (*_WHERE["dataset"], *(("path",) if dataset.get("source") == "file" else ())):
+            dataset.pop(key, None)
+    return decides
 
 
 Composed = tuple[DictConfig, dict[str, str]]  # a configuration, and the choice made in each group

@@ -143,7 +143,8 @@ def parts_of(experiment: dict[str, Any], row: str) -> list[str]:
 def preset(overrides: list[str]) -> list[str]:
     """The overrides of the preset that `debug=` names, for the run that `overrides` mean; none without one.
 
-    Its limits are among them where they apply. A merger's model is that of its runs, which are small.
+    Its limits are among them where they apply. A merger's model is that of its runs, which are small, and a data set
+    that is no text has settings of its own.
 
     Raises:
         UserError: unknown preset, with the nearest names; its file holds no list of overrides.
@@ -155,9 +156,16 @@ def preset(overrides: list[str]) -> list[str]:
     _check_choice("debug", name, roots)
     path = next(path for root in roots if (path := root / "debug" / f"{name}.yaml").is_file())
     words, limits = _read_preset(path, path.stat().st_mtime_ns)
-    merges = (value_of(overrides, "method") or "").startswith("merging/")
+    no_model = value_of(overrides, "model") == "none"
+    small = no_model or (value_of(overrides, "method") or "").startswith("merging/")
+
+    def applies(word: str) -> bool:
+        group, _, _ = word.partition(".")
+        of_class = group == "dataset" and _has_key(overrides, "dataset._target_", roots)
+        return not (small and group == "model") and (not of_class or _has_key(overrides, word.partition("=")[0], roots))
+
     return [
-        *(word for word in words if not (merges and word.startswith("model."))),
+        *filter(applies, words),
         *(word for word in limits if _has_key(overrides, word.partition("=")[0], roots)),
     ]
 

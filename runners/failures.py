@@ -61,6 +61,8 @@ _ROOM = "make room or choose another outputs=, then type the command again: it c
 
 def _less_memory(config: Mapping[str, Any]) -> str:
     """What to change, the cheapest first, from where the run stands now."""
+    if config["model"]["kind"] == "none":
+        return "make the data set, or what the method does at a time, smaller"
     training, engine = config["training"], config["engine"]
     ways = []
     if training["micro_batch_size"] > 1:

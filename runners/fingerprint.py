@@ -175,9 +175,10 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
 
 def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The data sets of a run: the one it is about, that of a mix which has one, those of its evaluation."""
-    others = [("mix.dataset", config["mix"].get("dataset"))]
+    others = [("mix.dataset", config.get("mix", {}).get("dataset"))]
     for name in ("preference", "judge"):
-        others.append((f"evaluation.{name}.dataset", (config["evaluation"].get(name) or {}).get("dataset")))
+        asked = config.get("evaluation", {}).get(name) or {}
+        others.append((f"evaluation.{name}.dataset", asked.get("dataset")))
     return [("dataset", config["dataset"]), *((name, data) for name, data in others if isinstance(data, dict))]
 
 
@@ -189,13 +190,13 @@ def rewards(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:
-    if dataset["source"] == "file":
+    if dataset.get("source") == "file":
         return _of_path(Path(dataset["path"]))
-    if dataset["source"] != "hub":
+    if dataset.get("source") != "hub":
         return None  # generated, by source that is fingerprinted elsewhere
-    copy = local_copy(dataset["path"], dataset["data_root"], dataset["data_dir"])
+    copy = local_copy(dataset["path"], dataset.get("data_root"), dataset.get("data_dir"))
     if not copy:
-        return _hub_revision(dataset["path"], dataset["revision"], "dataset")
+        return _hub_revision(dataset["path"], dataset.get("revision"), "dataset")
     if dataset["split"] not in copy:
         raise UserError(
             f"{group}.split={dataset['split']}: the local copy of {dataset['path']} below "
@@ -212,7 +213,7 @@ def check_files(config: dict[str, Any]) -> None:
     """
     model = config["model"]
     for group, dataset in data_sets(config):
-        if dataset["source"] == "file":
+        if dataset.get("source") == "file":
             if not Path(dataset["path"]).is_file():
                 raise UserError(f"{group}.path={dataset['path']}: no such file")
             try:
@@ -224,7 +225,7 @@ def check_files(config: dict[str, Any]) -> None:
         if name and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             raise UserError(f"{key}={name}: neither a hub id nor an existing folder")
     folders = [("evaluation.data_root", config["evaluation"]["data_root"])]
-    folders += [(f"{group}.data_root", dataset["data_root"]) for group, dataset in data_sets(config)]
+    folders += [(f"{group}.data_root", dataset.get("data_root")) for group, dataset in data_sets(config)]
     folders += [("evaluation.include_path", folder) for folder in config["evaluation"]["include_path"]]
     folders += [("runs_from", folder) for folder in config["runs_from"]]
     for key, folder in folders:

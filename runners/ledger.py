@@ -163,7 +163,7 @@ def _write(path: Path, book: dict[str, Any], plan: Plan, specs: Sequence[RunSpec
             parent
             for identity in used
             if identity in configurations
-            for parent in _parents(configurations[identity]["model"])
+            for parent in _parents(configurations[identity].get("model", {}))
         }
         used = {parent for parent in parents if parent not in configurations}
     written = {"cells": book["cells"], "configurations": configurations}
@@ -191,7 +191,7 @@ def _whole(identity: str, known: Mapping[str, Any]) -> dict[str, Any]:
     found = known.get(identity)
     if found is None:
         return {"identity": identity}
-    parents = [_whole(parent, known) for parent in _parents(found["model"])]
+    parents = [_whole(parent, known) for parent in _parents(found.get("model", {}))]
     if not parents:
         return dict(found)
     model = {

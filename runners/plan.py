@@ -279,4 +279,7 @@ def main_columns(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, An
                 columns[task] = {"label": f"{task} {metric}", "metric": f"{task}/{first}", "better": better}
     if not columns and any("train/loss" in result["method_metrics"] for result in results):
         columns["loss"] = {"label": "training loss", "metric": "train/loss", "better": "lower"}
+    if not columns:  # of methods that train nothing and measure themselves
+        for name in dict.fromkeys(name for result in results for name in result["method_metrics"]):
+            columns[name.replace("/", "_")] = {"label": name, "metric": name, "better": "neither"}
     return columns

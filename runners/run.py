@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from runners.measuring.judge import Questions, questions, with_judge
 from runners.measuring.kl_to_base import with_kl_to_base
 from runners.measuring.preference import HeldOut, held_out, with_preference
 from runners.measuring.tasks import by_lm_eval
+from runners.model_context import ModelContext
 from runners.models import load_model
 from runners.record import Recorder
 from runners.tracker import NullTracker, Tracker, open_tracker
@@ -201,7 +202,7 @@ def _check_world(spec: RunSpec, world: int) -> None:
     Raises:
         UserError: started by torchrun or srun with other processes than the configuration says.
     """
-    said = spec.what_decides()["training"].get("processes")
+    said = spec.what_decides().get("training", {}).get("processes")
     if said is not None and said != world:
         raise UserError(
             f"processes={spec.config['processes']}: method={spec.choices['method']} couples the examples of a process, "
@@ -213,12 +214,10 @@ def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, wor
     """The method, then the evaluation; what an earlier attempt has ended is not done again."""
     began = time.perf_counter()
     training.seed_everything(spec.seed, rank)
-    context = RunContext(spec, recorder, tracker, rank, world)
+    context = _context(spec, recorder, tracker, rank, world)
     ended = processes.agree(recorder.method_ended() if rank == 0 else None)
     # A mistake in what it is measured on is told before it is trained.
-    settings = spec.config["evaluation"]
-    held = held_out(spec, context.tokenizer, context.parent) if settings["preference"] else None
-    asked = questions(spec, context.tokenizer, context.parent) if settings["judge"] else None
+    measure = _evaluation(spec, context, world) if isinstance(context, ModelContext) else Evaluation
     try:
         if ended is None:
             if rank == 0:  # answers of weights that are made again
@@ -232,7 +231,7 @@ def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, wor
     finally:
         context.close()  # after a failure too: an exception keeps what its frames hold
     evaluating = time.perf_counter()
-    evaluation = _evaluate(spec, context, held, asked, world)
+    evaluation = measure()
     for task, samples in evaluation.samples.items():
         recorder.samples(task, samples)
     return {
@@ -262,8 +261,21 @@ def _open_tracker(spec: RunSpec) -> Tracker:
     )
 
 
+def _context(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, world: int) -> RunContext:
+    kind = RunContext if spec.config["model"]["kind"] == "none" else ModelContext
+    return kind(spec, recorder, tracker, rank, world)
+
+
+def _evaluation(spec: RunSpec, context: ModelContext, world: int) -> Callable[[], Evaluation]:
+    """What measures the run when its method has ended; a mistake in what it is measured on is told here."""
+    settings = spec.config["evaluation"]
+    held = held_out(spec, context.tokenizer, context.parent) if settings["preference"] else None
+    asked = questions(spec, context.tokenizer, context.parent) if settings["judge"] else None
+    return lambda: _evaluate(spec, context, held, asked, world)
+
+
 def _evaluate(
-    spec: RunSpec, context: RunContext, held: HeldOut | None, asked: Questions | None, world: int
+    spec: RunSpec, context: ModelContext, held: HeldOut | None, asked: Questions | None, world: int
 ) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]

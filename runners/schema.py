@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass
 STRICT = ConfigDict(extra="forbid", strict=True)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
-# Kinds of model that have an adapter in methods/kinds/.
-Kind = Literal["causal"]
+# Kinds of model that have an adapter in methods/kinds/; and none, of methods that need no model.
+Kind = Literal["causal", "none"]
 
 # Of each `dataset.type` the keys that say where its responses are: templates, and those that name one column.
 RESPONSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -53,6 +53,12 @@ class Model:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind == "none":
+            given = [key for key in ("id", "from_run", "from_runs", "reference_run", "architecture", "tokenizer")
+                     if getattr(self, key) is not None]  # fmt: skip
+            if given:
+                raise ValueError(f"model.{given[0]}: must be null with model.kind=none, which is no model")
+            return
         sources = [name for name in ("id", "from_run", "from_runs", "architecture") if getattr(self, name) is not None]
         if len(sources) != 1:
             raise ValueError(

@@ -350,6 +350,21 @@ def save_prepared(objective: Method, folder: Path) -> None:
         checkpoints.seal(aside, final)
 
 
+def save_method(method: Method, folder: Path, step: int) -> None:
+    """Keep the state of a method that does not train, after a step, in place of what was kept before."""
+    final = folder / "checkpoints" / "prepared"
+    aside = checkpoints.written_aside(final)
+    torch.save(method.state_dict(), aside / "method.pt")
+    (aside / "loop.json").write_text(json.dumps({"step": step}))
+    checkpoints.seal(aside, final)
+
+
+def method_step(folder: Path) -> int:
+    """The step after which a method that does not train was kept; 0 where it was not."""
+    source = method_state_of(folder, None)
+    return int(checkpoints.progress_of(source.parent)["step"]) if source else 0
+
+
 @dataclass(frozen=True)
 class Resume:
     """Where a run continues: a checkpoint, and the folder to load engines from (it, or what it was converted to)."""

@@ -79,7 +79,7 @@ def card(folder: Path) -> str:
     if base:
         front["base_model"] = base
     front["tags"] = ["retable", result["method"].replace("/", "-"), f"scale-{result['scale']}"]
-    if config["dataset"]["source"] == "hub":
+    if config["dataset"].get("source") == "hub":
         front["datasets"] = [config["dataset"]["path"]]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",

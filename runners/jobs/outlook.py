@@ -121,17 +121,19 @@ def _models(specs: Iterable[RunSpec]) -> Iterable[tuple[str, Need]]:
 
 def _data(specs: Iterable[RunSpec]) -> Iterable[tuple[str, Need]]:
     for spec in specs:
-        if not _roles(spec, "trained"):
+        if not _roles(spec, "trained") and spec.config["model"]["kind"] != "none":
             continue
         for _, data in fingerprint.data_sets(spec.config):
-            if data["source"] == "mini_world":
+            if data.get("source") is None:
+                yield signatures.read(data["_target_"]).doc, Need("made here, nothing to download")
+            elif data["source"] == "mini_world":
                 yield f"mini world, {data['skill']}", Need("made here, nothing to download")
             elif data["source"] == "file":
                 yield data["path"], Need("local file")
             else:
-                copy = local_copy(data["path"], data["data_root"], data["data_dir"]).get(data["split"])
+                copy = local_copy(data["path"], data.get("data_root"), data.get("data_dir")).get(data["split"])
                 where = f"local copy {copy}" if copy else ""
-                yield data["path"], Need(where, "" if copy else "dataset", data["revision"])
+                yield data["path"], Need(where, "" if copy else "dataset", data.get("revision"))
 
 
 def _task_data(specs: Iterable[RunSpec]) -> Iterable[tuple[str, Need]]:
@@ -176,6 +178,8 @@ class Size:
 def size_of(spec: RunSpec, hub: Hub) -> Size:
     """From `model.architecture`, a local folder, the hub's cache, what the hub has told, or the parent's."""
     model = spec.config["model"]
+    if model["kind"] == "none":
+        return Size(0, {})
     if model["architecture"] is not None:
         return Size(estimate.parameters(model["architecture"]), model["architecture"])
     if spec.parent is not None:

@@ -67,7 +67,7 @@ class Column:
     mean_of: tuple[str, ...] = ()
     of: str | None = None
     below: str | None = None
-    better: str | None = None
+    better: str | None = None  # higher, lower or neither
     percent: bool | None = None
     transform: str | None = None
     hidden: bool = False
@@ -117,6 +117,24 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A metric that runs log with a step (`y`, as in metrics.jsonl), over the steps, a line for each row.
+
+    label, x_label: of the axes. log_x, log_y: logarithmic axes. bounds: further metrics, drawn as dashed lines of the
+    first row that logs them. rows: keys of the rows; none for all.
+    """
+
+    y: str
+    title: str = ""
+    label: str = ""
+    x_label: str = "step"
+    log_x: bool = False
+    log_y: bool = False
+    bounds: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Choice:
     """For a search: in each group, the row with the best mean in `column` is the chosen one."""
 
@@ -136,6 +154,7 @@ class Experiment:
     published: tuple[Published, ...] = ()
     claims: tuple[Claim, ...] = ()
     plots: tuple[Plot, ...] = ()
+    curves: tuple[Curve, ...] = ()
     baseline: str | None = None
     choose: Choice | None = None
 
@@ -170,6 +189,10 @@ class Experiment:
                 for claim in _entries(Claim, config, "claims")
             ),
             plots=_entries(Plot, config, "plots"),
+            curves=tuple(
+                replace(curve, bounds=tuple(curve.bounds), rows=tuple(curve.rows))
+                for curve in _entries(Curve, config, "curves")
+            ),
             baseline=config.get("baseline"),
             choose=None if choose is None else _entry(Choice, choose, "choose"),
         )
@@ -224,6 +247,8 @@ class Experiment:
                     self._check_row(column.below, f"columns.{scale}.{column.key}.below")
         if self.choose is not None and self.choose.column not in self._all_columns:
             raise ValueError(f"choose.column must be a column of some scale, got {self.choose.column!r}")
+        if self.choose is not None:
+            self._check_direction(self.choose.column, "choose.column")
 
     def _check_published(self) -> None:
         seen: set[tuple[object, ...]] = set()
@@ -263,6 +288,7 @@ class Experiment:
                     raise ValueError(f"{where}.column must be a column of scale {name}, got {claim.column!r}")
             if claim.column not in self._all_columns:
                 raise ValueError(f"{where}.column must be a column of some scale, got {claim.column!r}")
+            self._check_direction(claim.column, f"{where}.column")
 
     def _check_plots(self) -> None:
         for index, plot in enumerate(self.plots):
@@ -271,6 +297,17 @@ class Experiment:
                     raise ValueError(f"plots[{index}] must name columns of some scale, got {column!r}")
             if not isinstance(plot.front, bool):
                 raise ValueError(f"plots[{index}].front must be true or false, got {plot.front!r}")
+            for column in (plot.x, plot.y) if plot.front else ():
+                self._check_direction(column, f"plots[{index}].front")
+        for index, curve in enumerate(self.curves):
+            for row in curve.rows:
+                self._check_row(row, f"curves[{index}].rows")
+
+    def _check_direction(self, column: str, where: str) -> None:
+        """What is compared is better when it is higher, or when it is lower."""
+        for columns in self.columns.values():
+            if column in columns and columns[column].better == "neither":
+                raise ValueError(f"{where} must be of columns of which higher or lower is better, got {column!r}")
 
     @property
     def _all_columns(self) -> set[str]:
@@ -366,8 +403,8 @@ def _columns(entries: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, 
             raise ValueError(f"{where}.{key}.transform must be log or absent, got {column.transform!r}")
         if column.transform and (column.percent or column.mean_of or column.of):
             raise ValueError(f"{where}.{key}.transform must stand without percent and mean_of, got both")
-        if column.better not in (None, "higher", "lower") or (column.metric and column.better is None):
-            raise ValueError(f"{where}.{key}.better must be higher or lower, got {column.better!r}")
+        if column.better not in (None, "higher", "lower", "neither") or (column.metric and column.better is None):
+            raise ValueError(f"{where}.{key}.better must be higher, lower or neither, got {column.better!r}")
         for part in column.mean_of:
             if part not in columns:
                 raise ValueError(f"{where}.{key}.mean_of must name columns of the same scale, got {part!r}")
@@ -414,7 +451,8 @@ def _resolve(
             given = f"{bool(base.percent)}, got {column.percent}"
             raise ValueError(f"{where}.{key}.percent must be that of {column.of}, {given}")
         # What is lost of a score should be little; what is lost of a loss, much.
-        better = column.better or ("lower" if base.better == "higher" else "higher")
+        opposite = {"higher": "lower", "lower": "higher"}
+        better = column.better or opposite.get(str(base.better), "neither")
         column = replace(column, better=better, percent=base.percent, transform=base.transform)
     resolved[key] = column
     return column

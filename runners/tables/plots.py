@@ -1,4 +1,4 @@
-"""The plots of a table, one column against another: matplotlib figures, as PNG and as SVG for a page.
+"""The plots of a table, one column against another or a metric over steps: matplotlib figures, as PNG and as SVG.
 
 matplotlib is imported when a figure is drawn.
 """
@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runners.tables.experiment import Plot
+from runners.tables.curves import Line, bounds, lines
+from runners.tables.experiment import Curve, Plot
 from runners.tables.selection import groups
 from runners.tables.table import Table
 from runners.tables.wording import unit
@@ -66,6 +67,13 @@ def draw_plots(table: Table) -> list[Drawing]:
             name = f"{name}-{len(drawings) + 1}"
         title = _title(table, plot)
         drawings.append(Drawing(name, title, _scatter(table, plot, title)))
+    for number, curve in enumerate(table.curves, start=1):
+        found = lines(table, curve)
+        if found:
+            words = [curve.title or curve.y, "curve", *([str(number)] if len(table.curves) > 1 else [])]
+            name = re.sub(r"[^A-Za-z0-9]+", "-", " ".join(words)).strip("-").lower()
+            title = curve.title or f"{curve.label or curve.y} over {curve.x_label}"
+            drawings.append(Drawing(name, title, _curves(curve, found, bounds(table, curve), title)))
     return drawings
 
 
@@ -124,6 +132,34 @@ def _scatter(table: Table, plot: Plot, title: str) -> Figure:
             set_label(f"{column.label} ({unit(column)})", parse_math=False, fontsize=12)
     axes.set_title(title, parse_math=False, fontsize=13, pad=12, wrap=True)
     _finish(figure, axes, handles, height=5.6 if crowded else 4.4)
+    return figure
+
+
+def _curves(curve: Curve, found: Sequence[Line], limits: Sequence[Line], title: str) -> Figure:
+    """One line per row, with its 95% interval as a band; what bounds them is dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    handles = []
+    for index, line in enumerate(found):
+        colour = _COLOURS[index % len(_COLOURS)]
+        style = ("-", "-.", ":")[index // len(_COLOURS) % 3]
+        handles += axes.plot(line.steps, line.means, color=colour, linestyle=style, linewidth=1.8, label=line.label)
+        low = [mean - half for mean, half in zip(line.means, line.half_widths, strict=True)]
+        high = [mean + half for mean, half in zip(line.means, line.half_widths, strict=True)]
+        axes.fill_between(line.steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    for index, line in enumerate(limits):
+        dash = ("--", (0, (1, 1)))[index % 2]
+        handles += axes.plot(line.steps, line.means, color=_INK, linestyle=dash, linewidth=1.4, label=line.label)
+    if curve.log_x:
+        axes.set_xscale("log")
+    if curve.log_y:
+        axes.set_yscale("log")
+    axes.set_xlabel(curve.x_label, parse_math=False, fontsize=12)
+    axes.set_ylabel(curve.label or curve.y, parse_math=False, fontsize=12)
+    axes.set_title(title, parse_math=False, fontsize=13, pad=12, wrap=True)
+    _finish(figure, axes, handles, height=4.4)
     return figure
 
 

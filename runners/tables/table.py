@@ -14,7 +14,7 @@ from typing import Any
 
 from runners.tables.cells import TableRow, column_decimals, plain_rows, relation_rows
 from runners.tables.claims import ClaimResult, judge_claims
-from runners.tables.experiment import Column, Experiment, Paper, Plot, Row
+from runners.tables.experiment import Column, Curve, Experiment, Paper, Plot, Row
 from runners.tables.measurements import CellRun, Measurements, count, seed_list
 from runners.tables.selection import GroupChoice, choices, front
 
@@ -59,6 +59,7 @@ class Table:
     claims: tuple[ClaimResult, ...]
     footnotes: tuple[str, ...]
     plots: tuple[Plot, ...]
+    curves: tuple[Curve, ...]
     runs: tuple[RunRecord, ...]
 
     @property
@@ -114,6 +115,7 @@ def build_table(experiment: Experiment | Mapping[str, Any], scale: str, runs: It
             *_front_notes(measured, rows, plots),
         ),
         plots=plots,
+        curves=experiment.curves,
         runs=tuple(_run_records(measured)),
     )
 

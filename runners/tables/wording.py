@@ -64,9 +64,9 @@ def _published(table: Table, cell: Cell, signed: bool) -> str:
 
 
 def unit(column: TableColumn) -> str:
-    """The unit and an arrow that points to where better lies."""
-    arrow = "↑" if column.better == "higher" else "↓"
-    return f"{column.unit} {arrow}" if column.unit else arrow
+    """The unit and an arrow that points to where better lies, if anywhere."""
+    arrow = {"higher": "↑", "lower": "↓"}.get(column.better, "")
+    return f"{column.unit} {arrow}".strip()
 
 
 def claim_detail(table: Table, claim: ClaimResult) -> str:

@@ -72,7 +72,7 @@ DROP = {"of": "general", "below": "base"}
             column(metric="acc", better="higher"),
             "columns.mini.c.metric must be 'task/metric name', got 'acc'",
         ),
-        (column(metric="a/b"), "columns.mini.c.better must be higher or lower, got None"),
+        (column(metric="a/b"), "columns.mini.c.better must be higher, lower or neither, got None"),
         (
             column(metric="a/b", better="higher", transform="exp"),
             "transform must be log or absent, got 'exp'",
@@ -94,7 +94,7 @@ DROP = {"of": "general", "below": "base"}
         ),
         (column(**DROP, percent=False), "columns.mini.c.percent must be that of general, True, got False"),
         (column(**DROP, transform="log"), "columns.mini.c.transform must stand without percent and mean_of"),
-        (column(**DROP, better="up"), "columns.mini.c.better must be higher or lower, got 'up'"),
+        (column(**DROP, better="up"), "columns.mini.c.better must be higher, lower or neither, got 'up'"),
         (
             config(
                 columns={**CONFIG["columns"], "mini": {**CONFIG["columns"]["mini"], "d": DROP, "c": {"mean_of": ["d"]}}}

@@ -1,0 +1,402 @@
+"""What a run with a model offers its method: data, models and engines, made when first asked for; training, saving."""
+
+import gc
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from methods.adapter.base import Adapter
+from methods.batch import Batch
+from methods.examples import Examples
+from methods.generation import Sampling, generate
+from methods.kinds import Causal, adapter
+from methods.method import Method
+from methods.mix.base import Mix
+from methods.objective import Objective
+from methods.penalty.base import Penalty
+from runners import checkpoints, processes, record, training
+from runners.batches import Batches, make_batches
+from runners.compose import RunSpec
+from runners.context import RunContext, build
+from runners.data import load_rows, texts, tokenize
+from runners.engine import TrainingEngine, close_frozen, device, follow, frozen_engine
+from runners.errors import UserError
+from runners.measuring.tasks import by_lm_eval
+from runners.models import context_length, load_model, load_tokenizer
+from runners.record import Recorder
+from runners.start import Start
+from runners.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class ModelContext(RunContext):
+    """What a run with a model offers its method; data and models are loaded when first asked for."""
+
+    def __init__(self, spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, world: int) -> None:
+        super().__init__(spec, recorder, tracker, rank, world)
+        self.kind: Causal = adapter(spec.config["model"]["kind"], spec.config["engine"]["logits_chunk"])
+        self.parent = record.weights(spec.parent)[0] if spec.parent else None
+        self.adapter = build(Adapter, "adapter", spec.config) if spec.config["adapter"]["_target_"] else None
+        self.penalty = build(Penalty, "penalty", spec.config) if spec.config["penalty"]["_target_"] else None
+        self.mix = build(Mix, "mix", spec.config) if spec.config["mix"]["_target_"] else None
+        self._roles: dict[str, nn.Module] = {}
+        self._engines: dict[str, TrainingEngine] = {}
+        self._reports: dict[str, float] = {}  # of the parts
+        self._being_replaced = False
+        self._training = False  # from then on no role is what training starts from
+        self.tokenizer = load_tokenizer(self.config["model"], self.parent)
+        self._first_role = next(iter((*self.method.trained, *self.method.frozen)), "policy")
+        self.start = Start(spec, self._untrained, self.tell, rank, world)
+
+    # The data --------------------------------------------------------------------------------------------------
+
+    @property
+    def examples(self) -> Examples:
+        """The training examples."""
+        return (self._original if self._being_replaced else self._data).examples
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """Prompt and completion of the training examples, before they were tokenised, in their order."""
+        found = texts(load_rows(self.config["dataset"]), self.config["dataset"], self.tokenizer)
+        if len(found) != len(self._original.examples):
+            raise UserError(
+                "training.too_long=drop: the texts of all examples are needed, and "
+                f"{len(found) - len(self._original.examples)} were dropped; set it to error or truncate"
+            )
+        return found
+
+    def tokenized(self, dataset: Mapping[str, Any]) -> Examples:
+        """The examples of `dataset:` settings."""
+        dropped: Counter[str] = Counter()
+        examples = tokenize(
+            load_rows(dataset),
+            dataset,
+            self.tokenizer,
+            max_length=self._longest,
+            too_long=self.config["training"]["too_long"],
+            dropped=dropped,
+        )
+        if dropped:
+            left_out = self._reports.get("data/rows_left_out", 0.0)  # of a mix's own data they count too
+            self._reports["data/rows_left_out"] = left_out + float(sum(dropped.values()))
+        log.info("%d sequences, %d tokens, longest %d", len(examples), len(examples.tokens), examples.lengths.max())
+        return examples
+
+    @cached_property
+    def _original(self) -> Batches:
+        return self._batches_of(self.tokenized(self.config["dataset"]))
+
+    @cached_property
+    def _data(self) -> Batches:
+        """What is trained on: the data set, what a mix puts in its place, or what the method makes of it."""
+        data = self._original
+        if self.mix is not None and self.mix.replaces:
+            self._being_replaced = True
+            examples = self.mix.examples(self)
+            self._being_replaced = False
+            self._reports |= self.mix.report(examples)
+            data = self._batches_of(examples)
+        if isinstance(self.method, Objective):
+            arranged = self.method.arrange(self, data.examples)
+            if arranged is not data.examples:
+                data = self._batches_of(arranged)
+        return data
+
+    def _batches_of(self, examples: Examples, ratio: float = 1.0) -> Batches:
+        assert isinstance(self.tokenizer.pad_token_id, int)
+        longest, too_long = int(examples.lengths.max()), self.config["training"]["too_long"]
+        if longest > self._longest:
+            if too_long == "error":
+                raise UserError(
+                    f"training.max_length={self._longest}: a sequence has {longest} tokens; raise it, "
+                    "or set training.too_long to truncate or drop"
+                )
+            examples = examples.within(self._longest, cut=too_long == "truncate")
+        if not len(examples) or not examples.target_tokens:
+            raise UserError(f"training.max_length={self._longest}: nothing is left to train on")
+        return make_batches(
+            examples,
+            self.config["training"],
+            pad_token=self.tokenizer.pad_token_id,
+            max_length=self._longest,
+            seed=self.seed,
+            rank=self._rank,
+            world=self._world,
+            ratio=ratio,
+            by_length=getattr(self.method, "couples", None) is None,
+        )
+
+    @property
+    def _longest(self) -> int:
+        longest = self.config["training"]["max_length"] or self._context_length
+        if longest > self._context_length:
+            raise UserError(f"training.max_length={longest}: the model takes at most {self._context_length} tokens")
+        return int(longest)
+
+    @cached_property
+    def _context_length(self) -> int:
+        return context_length(self.config["model"], self.parent)
+
+    # The models ------------------------------------------------------------------------------------------------
+
+    def role(self, name: str) -> nn.Module:
+        """The model of a role: an engine that can be called like the model."""
+        if name not in self._roles:
+            _ = self._original  # a mistake in the data is told before a model is loaded
+            other = name == "reference" and self.spec.reference is not None
+            model = self._reference_model() if other else self._starting_model()
+            if name in self.method.trained:
+                model = self._prepared_to_train(model)
+                engine = TrainingEngine(
+                    model,
+                    self.config["optimizer"],
+                    self.config["engine"],
+                    self.config["training"]["clip_norm"],
+                    universal=self._resume is not None and self._resume.universal,
+                )
+                self._engines[name], self._roles[name] = engine, engine.engine
+            else:
+                self._roles[name] = frozen_engine(model, self.config["engine"])
+        return self._roles[name]
+
+    def _reference_model(self) -> nn.Module:
+        """The model of the run of `model.reference_run`."""
+        assert self.spec.reference is not None
+        folder = record.weights(self.spec.reference)[0]
+        settings = {**self.config["model"], "from_run": ["a run"], "id": None, "architecture": None}
+        theirs = load_tokenizer({**settings, "tokenizer": None}, folder)
+        if theirs.get_vocab() != self.tokenizer.get_vocab():
+            raise UserError(
+                f"model.reference_run={self.config['model']['reference_run']}: must have the tokenizer of the model "
+                "that is trained; their log-probabilities are of different tokens"
+            )
+        return load_model(settings, folder, len(self.tokenizer))
+
+    def _untrained(self) -> nn.Module:
+        assert not self._training, "what the starting model is asked for must be asked before training"
+        return self.role(self._first_role)
+
+    def _starting_model(self) -> nn.Module:
+        return load_model(self.config["model"], self.parent, len(self.tokenizer))
+
+    def _prepared_to_train(self, model: nn.Module) -> nn.Module:
+        """With what is not trained frozen, and the adapter's weights in it."""
+        if isinstance(self.method, Objective):
+            self.method.shape(model)
+        return model if self.adapter is None else self.adapter.apply(model, self.seed)
+
+    def unsharded(self) -> nn.Module:
+        """The model that training starts from, whole on every process."""
+        return self._prepared_to_train(self._starting_model()).to(device()).eval()
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers are trained."""
+        self.role(self._first_role)
+        trained = self._engines[self._first_role].trainable.values()
+        return sum(int(getattr(value, "ds_numel", value.numel())) for value in trained)
+
+    @property
+    def trained_names(self) -> list[str]:
+        """Names of the weights that are trained."""
+        self.role(self._first_role)
+        return list(self._engines[self._first_role].trainable)
+
+    def share_of(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share of tensors that are shaped like the trained weights."""
+        self.role(self._first_role)
+        return self._engines[self._first_role].share_of(full)
+
+    def follow(self, role: str, leader: str, rate: float) -> None:
+        """Move a frozen role's weights the part `rate` of the way to those of a trained one."""
+        follow(self.role(role), self._engines[leader], rate)
+
+    def sample(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[int]]:
+        """What a role's model, as it is now, continues this process's prompts with."""
+        sharded = self.config["engine"]["zero_stage"] == 3 and self._world > 1
+        return generate(self.role(role), prompts, sampling, seed, lockstep=sharded)
+
+    # What is made once with the model that training starts from -------------------------------------------------
+
+    def measure(
+        self,
+        what: str,
+        values: Callable[[nn.Module, Batch], Tensor],
+        per: Literal["example", "token"] = "example",
+        role: str | None = None,
+    ) -> NDArray[np.float64]:
+        """Measure every training example once; cached by model and data."""
+        if role != "reference" or self.spec.reference is None:
+            return self.start.measure(what, self._data, values, per)
+        start = Start(self.spec, lambda: self.role("reference"), self.tell, self._rank, self._world, reference=True)
+        measured = start.measure(what, self._data, values, per)
+        if "reference" in self._roles and "reference" not in self.method.frozen:  # it was needed for this alone
+            close_frozen(self._roles.pop("reference"))
+        return measured
+
+    def generate(self, what: str, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int) -> Examples:
+        """Let the model continue prompts; cached by model, prompts and settings."""
+        limit = self._longest if self.config["training"]["too_long"] == "error" else self._context_length
+        needed = max(len(prompt) for prompt in prompts) + sampling.max_new_tokens
+        if needed > limit:
+            raise UserError(
+                f"training.max_length={limit}: {what} would be up to {needed} tokens long, the longest prompt and "
+                f"{sampling.max_new_tokens} new ones; generate shorter ones"
+            )
+        return self.start.generate(what, prompts, sampling, batch_size)
+
+    def cached(
+        self, what: str, decides: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Tensors that depend on the model and on `decides` alone."""
+        return self.start.cached(what, decides, lambda _: make(), [make.__module__])
+
+    # Weights of finished runs ------------------------------------------------------------------------------------
+
+    @property
+    def run_count(self) -> int:
+        """How many runs this one starts from."""
+        return len(self.spec.parents)
+
+    def run_weights(self, number: int = 0) -> dict[str, Tensor]:
+        """The final weights of a run that this one starts from, on the CPU."""
+        return self._model_of_run(number).state_dict()
+
+    def _model_of_run(self, number: int = 0) -> nn.Module:
+        settings = {**self.config["model"], "from_run": ["a run"], "from_runs": None}
+        return load_model(settings, record.weights(self.spec.parents[number])[0], len(self.tokenizer))
+
+    def start_weights(self) -> dict[str, Tensor]:
+        """The weights that the run of `model.from_run` started from, on the CPU."""
+        start = self.spec.start
+        folder = record.weights(start.parent)[0] if start.parent else None
+        return load_model(start.config["model"], folder, len(self.tokenizer)).state_dict()
+
+    def score(self, weights: Mapping[str, Tensor], task: Mapping[str, Any], metric: str) -> float:
+        """What an lm-eval task (with the keys of one of `evaluation.tasks`) gives to weights."""
+        model = self._model_of_run()
+        model.load_state_dict(dict(weights))
+        placed = model.to(device()).eval()
+        found = by_lm_eval(placed, self.tokenizer, [task], self.config["evaluation"], self.seed).metrics
+        name = task["name"]
+        if metric not in found.get(name, {}):
+            raise UserError(f"method.validation: task {name} has no metric {metric}; it has {', '.join(found[name])}")
+        return float(found[name][metric])
+
+    def save_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Make `weights` the run's final model."""
+        model = self._model_of_run()
+        model.load_state_dict(dict(weights))
+        self._write_model(model)
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _resume(self) -> training.Resume | None:
+        """Where training continues; found once, by the first rank, for all."""
+        return processes.first_decides(
+            lambda: training.find_resume(self.folder, self._world, self.config["engine"]["zero_stage"])
+        )
+
+    def restore(self, method: Method) -> None:
+        """Give a method back what it had computed before the run was interrupted."""
+        resume = self._resume
+        source = processes.first_decides(lambda: training.method_state_of(self.folder, resume))
+        training.restore_method(method, source)
+
+    def prepared(self, method: Method) -> None:
+        """Keep what a method has computed before its training."""
+        if self._rank == 0 and self._resume is None:
+            training.save_prepared(method, self.folder)
+
+    def train(self, objective: Method) -> Mapping[str, float]:
+        """Minimise the objective on its trained role."""
+        if not isinstance(objective, Objective) or len(objective.trained) != 1:
+            raise UserError(f"method={type(objective).__name__}: an objective trains one role, got {objective.trained}")
+        # Before a checkpoint is loaded: both may ask the model that training starts from.
+        data, mixed = self._data, self._mixed()
+        frozen = () if self.penalty is None else self.penalty.frozen
+        roles = {name: self.role(name) for name in (*objective.trained, *objective.frozen, *frozen)}
+        engine = self._engines[objective.trained[0]]
+        if self.penalty is not None:
+            self._reports |= self.penalty.prepare(self)
+        held = training.Held(self.penalty, engine) if self.penalty is not None else None
+        done = training.restore(engine, self._resume, self.seed)
+        self._training = True
+        self._recorder.forget_after(done.step)
+        by_metric = self.config["best_metric"] if self.config["keep"] == "best" else None
+        keep = training.Keep(self.config["keep"] == "all", by_metric, self.config["best_is"] == "lower")
+        # One process's trace shows them all: they do the same work at the same time.
+        traced = self.config["training"]["profile"] and self._rank == 0
+        trained = training.train(
+            objective,
+            engine,
+            roles,
+            data,
+            self.config["training"],
+            self.log,
+            lambda progress: self._save(engine, objective, progress, keep),
+            done,
+            self.tell("training"),
+            self.folder / "profile" / "trace.json" if traced else None,
+            mixed,
+            held,
+        )
+        return {**self._reports, **trained}
+
+    def _mixed(self) -> training.Mixed | None:
+        if self.mix is None or self.mix.replaces:
+            return None
+        examples = self.mix.examples(self)
+        self._reports |= self.mix.report(examples)
+        return training.Mixed(self.mix, self._batches_of(examples, self.mix.config.ratio))
+
+    def _save(self, engine: TrainingEngine, objective: Method, done: training.Progress, keep: training.Keep) -> None:
+        self._recorder.flush()  # the record of the steps must not end before the checkpoint of them
+        training.save(engine, objective, self.folder, done, keep)
+
+    def save_model(self) -> None:
+        """Write the trained policy and its tokenizer to `<run>/model`, as transformers loads them."""
+        engine = self._engines[self.method.trained[0]]
+        weights = engine.weights()  # gathered by all ranks
+        if self.adapter is None:
+            self._write_model(engine.engine.module, weights)
+            return
+        merged: nn.Module | None = None
+        if self._rank == 0:
+            model = self._prepared_to_train(self._starting_model())
+            model.load_state_dict(weights)
+            merged = self.adapter.merge(model)
+        self._write_model(merged)
+
+    def _write_model(self, model: Any, weights: dict[str, Tensor] | None = None) -> None:
+        """Write a model (only rank 0 needs one) as the run's final one; `weights`: in place of its own."""
+        if self._rank == 0:
+            final = self.folder / "model"
+            aside = checkpoints.written_aside(final)
+            model.save_pretrained(aside, state_dict=weights, safe_serialization=True)
+            self.tokenizer.save_pretrained(aside)
+            checkpoints.seal(aside, final)
+        torch.distributed.barrier()
+
+    def close(self) -> None:
+        """Free models and engines before the evaluation loads what was saved."""
+        for name, role in self._roles.items():
+            if name not in self._engines:
+                close_frozen(role)
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+        self._roles.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
