@@ -30,7 +30,7 @@ class Objective(Method):
     """Base of all methods that train one model by minimising a loss over a data set."""
 
     trained = ("policy",)
-    data = ("completion",)
+    data: ClassVar[tuple[str, ...]] = ("completion",)
     # Whether examples of a batch are coupled (a batch median, in-batch negatives), and over what:
     # "micro-batch" makes the micro-batch part of the run's identity.
     couples: ClassVar[str | None] = None

@@ -8,11 +8,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from evals.harness import Evaluation
+from methods.method import Context
 from runners import (
     failures,
     fingerprint,
@@ -222,7 +223,7 @@ def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, wor
         if ended is None:
             if rank == 0:  # answers of weights that are made again
                 (spec.folder / "evaluation.jsonl").unlink(missing_ok=True)
-            ended = {"method_metrics": dict(context.method.run(context)), "seconds": time.perf_counter() - began}
+            ended = {"method_metrics": dict(context.method.run(cast(Context, context))), "seconds": time.perf_counter() - began}
             if context.method.trained:
                 context.save_model()
             recorder.method_end(ended)
