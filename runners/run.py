@@ -223,7 +223,8 @@ def _measure(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, wor
         if ended is None:
             if rank == 0:  # answers of weights that are made again
                 (spec.folder / "evaluation.jsonl").unlink(missing_ok=True)
-            ended = {"method_metrics": dict(context.method.run(cast(Context, context))), "seconds": time.perf_counter() - began}
+            reported = context.method.run(cast(Context, context))
+            ended = {"method_metrics": dict(reported), "seconds": time.perf_counter() - began}
             if context.method.trained:
                 context.save_model()
             recorder.method_end(ended)
