@@ -210,13 +210,14 @@ class OnPolicyStudy(Simulation):
         policy = Policy(bandit.states_SF.shape[1], self.config.hidden, len(bandit.reward_A))
         self._fit(policy, bandit)
         optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.lr)
-        measured: dict[str, float] = {}
+        rewarded = 0.0  # summed over the steps
         fixed_SN = self._draw(bandit.data_A.log().expand(len(bandit.states_SF), -1))
         for step in context.steps("training", self.config.steps):
             logps_SA = policy(bandit.states_SF)
             if step % self.config.inner_steps == 0:
                 actions_SN = fixed_SN if step == 0 else self._draw(logps_SA.detach())
                 sampled_SN = logps_SA.detach().gather(1, actions_SN)
+            rewarded += float((logps_SA.detach().exp() * bandit.reward_A).sum(-1).mean())
             if step % max(self.config.steps // 100, 1) == 0:
                 context.log(self._measure(logps_SA.detach(), bandit, fixed_SN), step)
             loss = self._loss(logps_SA.gather(1, actions_SN), sampled_SN, bandit, actions_SN)
@@ -228,7 +229,7 @@ class OnPolicyStudy(Simulation):
         with torch.no_grad():
             measured = self._measure(policy(bandit.states_SF), bandit, fixed_SN)
         context.log(measured, self.config.steps)
-        return measured
+        return {**measured, "policy/reward_over_training": rewarded / self.config.steps}
 
     def _fit(self, policy: Policy, bandit: Bandit) -> None:
         """KL(pi || pi_data), as in the authors' code."""

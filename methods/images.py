@@ -1,0 +1,154 @@
+"""Images with class labels: scikit-learn's digits, which need no download, and image sets of the hub or in files.
+
+What goes wrong with a training set can be asked for (`label_noise`, `corruption`); what is tested on stays clean.
+
+Legend: N images, C channels, H rows, W columns.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Lt
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+
+from evals.local_data import local_copy, reader
+from methods.corruptions import corrupted
+from methods.dataset import Dataset
+
+Pixels = NDArray[np.uint8]  # [N, C, H, W]
+Labels = NDArray[np.int64]  # [N]
+Share = Annotated[float, Ge(0.0), Lt(1.0)]
+
+_DIGITS_TEST = 500  # of scikit-learn's 1,797 digits
+_DIGITS_SPLIT = 0  # seed of the permutation before they are split, which never changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """source: digits (of scikit-learn, 8 x 8), hub or file. path: of the hub or, for a file, its training part.
+
+    split, test_split: names on the hub; for source file, test_split is the file to test on. data_root: a folder that
+    may hold a local copy. image, label: columns. limit: the first so many training images.
+
+    label_noise: share of the training images that get a label drawn from the other classes, exactly int(share x N).
+    corruption: share of the training images that are spoiled, a fifth each by Gaussian noise, occlusion, resolution,
+    fog and motion blur. seed: of both; null: the run's.
+    """
+
+    source: Literal["digits", "hub", "file"] = "digits"
+    path: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    test_split: str = "test"
+    data_root: str | None = None
+    image: str = "image"
+    label: str = "label"
+    limit: PositiveInt | None = None
+    label_noise: Share = 0.0
+    corruption: Share = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.source != "digits" and self.path is None:
+            raise ValueError(f"dataset.path={self.path}: must be given for source {self.source}")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Training and test images; `clean_labels` of the training ones before noise, and which are `corrupted`."""
+
+    images: Pixels
+    labels: Labels
+    test_images: Pixels
+    test_labels: Labels
+    classes: int
+    clean_labels: Labels
+    is_corrupted: NDArray[np.bool_] = field(repr=False)
+
+
+class Images(Dataset):
+    """Images with class labels, with label noise and corruption on request."""
+
+    config: ImagesConfig
+    type = "images"
+
+    def load(self, seed: int) -> ImageData:
+        """Read the images, then spoil those to be trained on."""
+        config = self.config
+        images, labels, test_images, test_labels = _digits() if config.source == "digits" else _stored(config)
+        if config.limit is not None:
+            images, labels = images[: config.limit], labels[: config.limit]
+        if not len(images) or not len(test_images):
+            raise ValueError(f"dataset.path={config.path}: must hold images to train and to test on, got none of one")
+        classes = int(max(labels.max(), test_labels.max())) + 1
+        random = np.random.default_rng([config.seed if config.seed is not None else seed, 7])
+        noisy = with_label_noise(labels, classes, config.label_noise, random)
+        chosen = random.permutation(len(images))[: int(config.corruption * len(images))]
+        spoilt = images.copy()
+        spoilt[chosen] = corrupted(images[chosen], random)
+        is_corrupted = np.zeros(len(images), dtype=bool)
+        is_corrupted[chosen] = True
+        return ImageData(spoilt, noisy, test_images, test_labels, classes, labels, is_corrupted)
+
+
+def with_label_noise(labels_N: Labels, classes: int, share: float, random: np.random.Generator) -> Labels:
+    """Symmetric noise: exactly int(share x N) labels become one of the other classes, each as likely. Returns [N].
+
+    Raises:
+        ValueError: there is no other class.
+    """
+    if share and classes < 2:
+        raise ValueError(f"dataset.label_noise={share}: there must be at least two classes, got {classes}")
+    noisy_N = labels_N.copy()
+    chosen = random.permutation(len(labels_N))[: int(share * len(labels_N))]
+    noisy_N[chosen] = (labels_N[chosen] + random.integers(1, max(classes, 2), len(chosen))) % classes
+    return noisy_N
+
+
+def _digits() -> tuple[Pixels, Labels, Pixels, Labels]:
+    """scikit-learn's digits, grey levels 0 to 16 spread over 0 to 255; which are tested on never changes."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(_DIGITS_SPLIT).permutation(len(digits.target))
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[order, None]
+    labels = digits.target.astype(np.int64)[order]
+    return pixels[_DIGITS_TEST:], labels[_DIGITS_TEST:], pixels[:_DIGITS_TEST], labels[:_DIGITS_TEST]
+
+
+def _stored(config: ImagesConfig) -> tuple[Pixels, Labels, Pixels, Labels]:
+    return (*_part(config, config.split), *_part(config, config.test_split))
+
+
+def _part(config: ImagesConfig, split: str) -> tuple[Pixels, Labels]:
+    import datasets
+
+    assert config.path is not None
+    if config.source == "file":
+        from pathlib import Path
+
+        path = config.path if split == config.split else split
+        rows: Any = datasets.load_dataset(reader(Path(path)), data_files=path, split="train")
+    else:
+        copy = local_copy(config.path, config.data_root).get(split)
+        rows = (
+            datasets.load_dataset(reader(copy), data_files=str(copy), split="train")
+            if copy
+            else datasets.load_dataset(config.path, config.name, revision=config.revision, split=split)
+        )
+    for column in (config.image, config.label):
+        if column not in rows.column_names:
+            raise ValueError(f"dataset.image, dataset.label: no column {column!r}; there are {rows.column_names}")
+    pixels = [_channels(image) for image in rows[config.image]]
+    if len({image.shape for image in pixels}) > 1:
+        raise ValueError(f"dataset.path={config.path}: all images must have the same size and channels")
+    return np.stack(pixels), np.asarray(rows[config.label], dtype=np.int64)
+
+
+def _channels(image: Any) -> NDArray[np.uint8]:
+    """A picture, or nested lists of grey levels, as [C, H, W]; grey pictures stay grey."""
+    array = np.asarray(image if isinstance(image, list) else image.convert("L" if image.mode == "L" else "RGB"))
+    return (array[None] if array.ndim == 2 else array.transpose(2, 0, 1)).astype(np.uint8)
