@@ -10,7 +10,16 @@ from collections.abc import Iterable, Sequence
 
 from runners.tables.cells import Cell, TableRow
 from runners.tables.table import Table
-from runners.tables.wording import CLAIM_MARKS, cell_text, citation, claim_detail, notes, row_label, scale_line, unit
+from runners.tables.wording import (
+    CLAIM_MARKS,
+    cell_text,
+    citation,
+    claim_detail,
+    notes,
+    row_label,
+    scale_line,
+    with_unit,
+)
 
 # fmt: off
 CSV_COLUMNS = [
@@ -33,7 +42,7 @@ def to_markdown(table: Table, images: Sequence[tuple[str, str]] = ()) -> str:
     if citation(table):
         lines += [_md(citation(table)), ""]
     lines += [_md(scale_line(table)), ""]
-    lines.append("| |" + "".join(f" {_md(column.label)} ({unit(column)}) |" for column in columns))
+    lines.append("| |" + "".join(f" {with_unit(_md(column.label), column)} |" for column in columns))
     lines.append("|:--|" + "--:|" * len(columns))
     for row in (*table.rows, *table.relations):
         cells = []
@@ -173,7 +182,7 @@ def to_latex(table: Table) -> str:
     r"""A `table` environment for \usepackage{booktabs}, with the claims and footnotes below it."""
     columns = table.shown_columns
     caption = ". ".join(part for part in (table.title, citation(table), scale_line(table)) if part)
-    head = " & ".join(f"{_tex(column.label)} ({_tex(unit(column))})" for column in columns)
+    head = " & ".join(_tex(with_unit(column.label, column)) for column in columns)
     lines = [
         r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}",
         r"\begin{table}[t]",

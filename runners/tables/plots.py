@@ -14,7 +14,7 @@ from runners.tables.curves import Line, bounds, lines
 from runners.tables.experiment import Curve, Plot
 from runners.tables.selection import groups
 from runners.tables.table import Table
-from runners.tables.wording import unit
+from runners.tables.wording import with_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,7 +129,7 @@ def _scatter(table: Table, plot: Plot, title: str) -> Figure:
     for set_label, key in ((axes.set_xlabel, plot.x), (axes.set_ylabel, plot.y)):
         column = table.column(key)
         if column is not None:
-            set_label(f"{column.label} ({unit(column)})", parse_math=False, fontsize=12)
+            set_label(with_unit(column.label, column), parse_math=False, fontsize=12)
     axes.set_title(title, parse_math=False, fontsize=13, pad=12, wrap=True)
     _finish(figure, axes, handles, height=5.6 if crowded else 4.4)
     return figure

@@ -69,6 +69,11 @@ def unit(column: TableColumn) -> str:
     return f"{column.unit} {arrow}".strip()
 
 
+def with_unit(label: str, column: TableColumn) -> str:
+    """A column's label, its unit and arrow in brackets where it has any."""
+    return f"{label} ({unit(column)})" if unit(column) else label
+
+
 def claim_detail(table: Table, claim: ClaimResult) -> str:
     """The numbers behind a claim's verdict: the difference, its interval, the pairs, the adjusted p, the reason."""
     column = table.column(claim.column)
