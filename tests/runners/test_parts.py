@@ -135,10 +135,11 @@ def test_strong_penalties_hold_the_weights_where_they_were(tmp_path: Path) -> No
 
 
 def test_lora_of_full_rank_reaches_the_loss_of_sft(tmp_path: Path) -> None:
-    words = ("training.steps=150", "training.batch_size=24", "training.micro_batch_size=24", "optimizer.eps=1e-8")
+    # At this rate LoRA's loss was between 0.0011 and 0.0017 with five seeds; at 1e-2 some get stuck, on one kind of CPU.
+    words = ("training.steps=300", "training.batch_size=24", "training.micro_batch_size=24", "optimizer.eps=1e-8")
     losses = {}
     for name, more in {"sft": ("optimizer.lr=1e-2",), "lora": ("adapter=lora", "adapter.rank=32", "adapter.alpha=64",
-                       f"adapter.target_modules=[{EVERY_LINEAR}]", "optimizer.lr=1e-2")}.items():  # fmt: skip
+                       f"adapter.target_modules=[{EVERY_LINEAR}]", "optimizer.lr=3e-3")}.items():  # fmt: skip
         spec = composed(tmp_path / name, *words, *more)
         losses[name] = execute(spec)["method_metrics"]["train/loss"]
     assert losses["sft"] < 1.0  # of log 259 = 5.6 at the start
