@@ -89,32 +89,53 @@ def test_every_choice_composes_and_passes_the_check(number: int) -> None:
         chosen["scale"] = "mini"
     if chosen["method"].startswith("merging/"):  # what it takes are runs
         chosen["model"] = "mini"
-    for fitting in fitted(chosen):
+    runs = fitted(chosen)
+    assert {fitting["method"] for fitting in runs} >= {chosen["method"]}
+    assert {fitting["dataset"] for fitting in runs} >= {chosen["dataset"]}
+    for fitting in runs:
         words = [f"{group}={name}" for group, name in fitting.items()]
         needed = [word for choice in fitting.items() for word in NEEDED.get(choice, [])]
         spec = run_spec([*words, *needed, "evaluation.confirm_run_unsafe_code=true"])
         assert {group: spec.choices[group] for group in fitting} == fitting
 
 
+def data_of(method: str) -> tuple[str, ...]:
+    return tuple(read(target_of("method", method)[0]).attributes.get("data") or ())
+
+
+def needs_no_model(method: str) -> bool:
+    return "none" in read(target_of("method", method)[0]).attributes["kinds"]
+
+
+def type_of(dataset: str) -> str:
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml"), resolve=False)
+    if "_target_" in loaded:
+        return str(read(loaded["_target_"]).attributes["type"])
+    return str(loaded.get("type", "completion"))
+
+
 def fitted(chosen: dict[str, str]) -> list[dict[str, str]]:
-    """Choices whose method can be trained on their data set: those, or one with another of each."""
-
-    def data_of(method: str) -> tuple[str, ...]:
-        attributes = read(plain(CONF / "method" / f"{method}.yaml")["_target_"]).attributes
-        return attributes.get("data") or () if attributes.get("trained") else ()
-
-    def type_of(dataset: str) -> str:
-        loaded = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml"), resolve=False)
-        return loaded.get("type", "completion")
+    """Choices that go together: those, or several with one of those each and others that fit it."""
 
     def fits(method: str, dataset: str) -> bool:
         return not data_of(method) or type_of(dataset) in data_of(method)
 
-    if fits(chosen["method"], chosen["dataset"]):
-        return [chosen]
-    dataset = next(name for name in CHOSEN["dataset"] if fits(chosen["method"], name))
-    method = next(name for name in CHOSEN["method"] if fits(name, chosen["dataset"]) and "merging" not in name)
-    return [{**chosen, "dataset": dataset}, {**chosen, "method": method}]
+    found = []
+    for without_model in (False, True):
+        methods = [name for name in CHOSEN["method"] if needs_no_model(name) == without_model and "merging" not in name]
+        datasets = [name for name in CHOSEN["dataset"] if any(data_of(m) and fits(m, name) for m in methods)]
+        own = {"model": "none", "evaluation": "none"} if without_model else {}
+        if not without_model and chosen["model"] == "none":
+            own = {"model": "mini"}
+        pairs = set()
+        if needs_no_model(chosen["method"]) == without_model:
+            candidates = [chosen["dataset"], *datasets]
+            pairs.add((chosen["method"], next(name for name in candidates if fits(chosen["method"], name))))
+        if chosen["dataset"] in datasets and chosen["dataset"] not in {dataset for _, dataset in pairs}:
+            fitting = next(name for name in methods if data_of(name) and fits(name, chosen["dataset"]))
+            pairs.add((fitting, chosen["dataset"]))
+        found += [{**chosen, **own, "method": method, "dataset": dataset} for method, dataset in sorted(pairs)]
+    return found
 
 
 @pytest.mark.parametrize(("group", "name"), CHOSEN_PARTS)
@@ -171,11 +192,22 @@ def test_every_word_of_a_preset_has_its_effect(name: str) -> None:
 
 OURS = [("method", name) for name in choices("method", ROOTS)]
 OURS += [(group, name) for group, name in CHOSEN_PARTS if name != "none"]
+DATA = [
+    ("dataset", name) for name in CHOSEN["dataset"] if "_target_" in (CONF / "dataset" / f"{name}.yaml").read_text()
+]
 
 
 def target_of(group: str, name: str) -> tuple[str, dict[str, Any]]:
     values = plain(CONF / group / f"{name}.yaml")
     return values.pop("_target_"), values
+
+
+@pytest.mark.parametrize(("group", "name"), DATA)
+def test_yaml_of_data_has_keys_of_its_dataclass(group: str, name: str) -> None:
+    """What a data set is, its YAML says; what it does not say is as in the dataclass."""
+    path, values = target_of(group, name)
+    config = read(path).config
+    assert config is not None and values.keys() <= defaults(config).keys()
 
 
 @pytest.mark.parametrize(("group", "name"), OURS)
@@ -191,7 +223,7 @@ def test_yaml_has_the_keys_and_defaults_of_its_dataclass(group: str, name: str) 
     }
 
 
-@pytest.mark.parametrize(("group", "name"), OURS)
+@pytest.mark.parametrize(("group", "name"), [*OURS, *DATA])
 def test_dataclass_that_is_read_is_the_running_one(group: str, name: str) -> None:
     path, _ = target_of(group, name)
     module, _, class_name = path.rpartition(".")
@@ -200,7 +232,7 @@ def test_dataclass_that_is_read_is_the_running_one(group: str, name: str) -> Non
     assert target.config is not None
     assert get_type_hints(target.config, include_extras=True) == get_type_hints(running, include_extras=True)
     assert defaults(target.config) == defaults(running)
-    for attribute in ("kinds", "trained", "frozen", "couples", "merges", "excludes"):
+    for attribute in ("kinds", "trained", "frozen", "couples", "merges", "excludes", "data", "type"):
         assert target.attributes.get(attribute) == getattr(class_, attribute, None)
 
 
@@ -249,6 +281,9 @@ def test_columns_are_measured_by_the_evaluation(name: str, scale: str) -> None:
     asked |= {name for name in ("kl_to_base", "preference", "judge") if spec.config["evaluation"][name]}
     measured = asked | {leaf["task"] for name in asked for _, leaf in task_index._leaves(name, task_index._roots(None))}
     metrics = [column["metric"] for column in experiment["columns"][scale].values() if "metric" in column]
+    if spec.config["model"]["kind"] == "none":  # the method's own, which are known when it has run
+        assert not measured
+        return
     assert {metric.partition("/")[0] for metric in metrics} <= measured | {"train"}
 
 

@@ -211,9 +211,26 @@ def words_for(method: str) -> list[str]:
 def test_every_method_runs_at_debug_fast(outputs: Path, method: str) -> None:
     spec, result = ran(*words_for(method), "debug=fast", f"outputs={outputs}")
     assert spec.choices["method"] == method == result["method"]
-    assert spec.config["training"]["steps"] == 2 == result["method_metrics"].get("train/steps", 2)
-    assert result["metrics"] and measured_items(result) == {4}
+    if spec.config["model"]["kind"] == "none":  # it measures itself
+        assert result["method_metrics"] and not result["metrics"]
+    else:
+        assert spec.config["training"]["steps"] == 2 == result["method_metrics"].get("train/steps", 2)
+        assert result["metrics"] and measured_items(result) == {4}
     assert all(all_finite(values) for values in (result["method_metrics"], *result["metrics"].values()))
+
+
+WITHOUT_MODEL = [
+    name for name in MINI if value_of(expand([f"experiment={name}", f"row={ROWS[name][0]}"]), "model") == "none"
+]
+
+
+@pytest.mark.parametrize("name", WITHOUT_MODEL)
+def test_a_method_without_a_model_reports_what_its_table_shows(outputs: Path, name: str) -> None:
+    """By the group of each metric: of a shortened run the last part (rounds, iterations) may be another."""
+    _, result = ran(f"experiment={name}", f"row={ROWS[name][0]}", "debug=fast", f"outputs={outputs}")
+    columns = EXPERIMENTS[name]["columns"]["mini"].values()
+    shown = {column["metric"].partition("/")[0] for column in columns if "metric" in column}
+    assert shown <= {metric.partition("/")[0] for metric in result["method_metrics"]}
 
 
 def test_runs_at_debug_fast_share_their_base(outputs: Path) -> None:

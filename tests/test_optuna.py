@@ -75,7 +75,7 @@ def test_search_of_other_runs_is_another_study() -> None:
     assert len(optuna.get_all_study_summaries(STORAGE)) == 2
 
 
-@pytest.mark.parametrize(("scales", "complete"), [("1,2", 1), ("2,3", 0)])
+@pytest.mark.parametrize(("scales", "complete"), [("1,2", 1), pytest.param("2,3", 0, marks=pytest.mark.slow)])
 def test_failing_trial_stops_no_other_and_is_listed(folder: Path, scales: str, complete: int) -> None:
     failing = METHOD.replace('"""The scaled loss."""', 'assert self.config.scale < 2, "too much"')
     write_plugin(folder / "plugins", "mine", failing)
@@ -87,7 +87,7 @@ def test_failing_trial_stops_no_other_and_is_listed(folder: Path, scales: str, c
     assert ("with method.scale=1" in ended.out) == bool(complete)
 
 
-@pytest.mark.parametrize("metric", ["train/lost", "train"])
+@pytest.mark.parametrize("metric", ["train/lost", pytest.param("train", marks=pytest.mark.slow)])
 def test_number_that_no_result_has_is_named(metric: str) -> None:
     ended = search(SPACE, metric=metric)
     assert ended.code == 1

@@ -127,6 +127,7 @@ def test_runs_share_two_gpus_and_one_that_fails_stops_no_other(tmp_path: Path) -
     assert not left, f"still running: {left}"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_told_to_stop_leaves_checkpoints_and_continues(tmp_path: Path) -> None:
     """Two cells run and one waits for room; no checkpoint is due but those they write then."""
     write_plugin(tmp_path / "plugins", "slow", SLOW)

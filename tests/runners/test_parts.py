@@ -135,7 +135,7 @@ def test_strong_penalties_hold_the_weights_where_they_were(tmp_path: Path) -> No
 
 
 def test_lora_of_full_rank_reaches_the_loss_of_sft(tmp_path: Path) -> None:
-    # At this rate LoRA's loss was between 0.0011 and 0.0017 with five seeds; at 1e-2 some get stuck, on one kind of CPU.
+    # LoRA's loss was 0.0011 to 0.0017 with five seeds at its rate; at 1e-2 some get stuck, on some kinds of CPU.
     words = ("training.steps=300", "training.batch_size=24", "training.micro_batch_size=24", "optimizer.eps=1e-8")
     losses = {}
     for name, more in {"sft": ("optimizer.lr=1e-2",), "lora": ("adapter=lora", "adapter.rank=32", "adapter.alpha=64",
@@ -149,17 +149,22 @@ def test_lora_of_full_rank_reaches_the_loss_of_sft(tmp_path: Path) -> None:
 # Engines and processes -----------------------------------------------------------------------------------------
 
 
-def test_every_part_gives_the_same_weights_at_every_stage_and_on_two_processes(tmp_path: Path) -> None:
-    """Every part at stage 3 on two processes, and at other stages in turn, on one and on two."""
+@pytest.mark.parametrize("stages", [(3,), pytest.param((0, 1, 2, 3), marks=pytest.mark.slow)], ids=["3", "all"])
+def test_every_part_gives_the_same_weights_at_every_stage_and_on_two_processes(
+    tmp_path: Path, stages: tuple[int, ...]
+) -> None:
+    """Every part at stage 3 on two processes; of all stages, at the others in turn too, on one and on two."""
     single = {name: ran(tmp_path / "one", *words) for name, words in PARTS.items()}
     for number, (name, words) in enumerate(PARTS.items()):
         stage = 1 + number % 3
+        if stages == (3,) and number % 4:
+            continue
         found = ran(tmp_path / f"one {stage}", f"engine.zero_stage={stage}", *words)
         assert largest_change(found, single[name]) < 1e-4, f"{name}, stage {stage}"
     specs = {
         (name, stage): composed(tmp_path / f"two {stage}", f"engine.zero_stage={stage}", *words)
         for number, (name, words) in enumerate(PARTS.items())
-        for stage in (3, number % 3)
+        for stage in {3, number % 3}.intersection(stages)
     }
     processes.launch(2, 1, execute_all, list(specs.values()))
     for (name, stage), spec in specs.items():
@@ -169,9 +174,17 @@ def test_every_part_gives_the_same_weights_at_every_stage_and_on_two_processes(t
 # Interrupted ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [
+        (0, list(PARTS)[::2]),
+        (3, list(PARTS)[1::2]),
+        pytest.param(0, list(PARTS)[1::2], marks=pytest.mark.slow),
+        pytest.param(3, list(PARTS)[::2], marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_with_parts_ends_like_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, parts: list[str]
 ) -> None:
     engine = (f"engine.zero_stage={stage}", "training.checkpoint_every=2")
     save = training.save
@@ -183,7 +196,8 @@ def test_an_interrupted_run_with_parts_ends_like_another(
         save(*arguments)
         raise PowerCut
 
-    for name, words in PARTS.items():
+    for name in parts:
+        words = PARTS[name]
         whole, broken = (composed(tmp_path / f"{kind} {name}", *engine, *words) for kind in ("whole", "broken"))
         result = execute(whole)
         with monkeypatch.context() as patched, pytest.raises(PowerCut):

@@ -117,6 +117,7 @@ def test_a_checkpoint_of_two_processes_resumes_on_two_and_on_one(tmp_path: Path)
         assert all(torch.equal(value, straight[name][2][key]) for key, value in weights.items()), name
 
 
+@pytest.mark.slow  # the other way round, and as many again, are above
 def test_a_checkpoint_of_one_process_resumes_on_two(tmp_path: Path) -> None:
     processes.join(tmp_path / "run")
     whole = Curve(tmp_path / "whole", steps=8, **LAYOUT)

@@ -71,7 +71,7 @@ def slow(folder: Path, module: str, seconds: float) -> list[str]:
 # Killed --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 3), (2, 2)])
+@pytest.mark.parametrize(("processes", "kills"), [(1, 2), (2, 1), pytest.param(2, 4, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(processes: int, kills: int) -> None:
     """In training, while a checkpoint is written, in the evaluation (scripts/kill_and_resume.py); of two, either."""
     script = [sys.executable, str(ROOT / "scripts" / "kill_and_resume.py")]
