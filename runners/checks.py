@@ -315,10 +315,13 @@ def _check_parts(config: dict[str, Any], chosen: dict[str, str]) -> None:
             other, _, name = word.partition("=")
             if chosen[other] == name:
                 raise UserError(f"{group}={chosen[group]} does not combine with {word}: {reason}")
-    if "mix" in used and config["mix"].get("weight", 0) is None and method.get("units") == "groups":
+    # What a method counts in may be an option of it.
+    units = {"sequence": "sequences"}.get(str(config["method"].get("level")), method.get("units"))
+    if "mix" in used and config["mix"].get("weight", 0) is None and units in ("groups", "sequences"):
+        of = "groups of responses" if units == "groups" else "sequences"
         raise UserError(
-            f"mix.weight=null: one mean over all tokens, and method={chosen['method']} takes its mean over groups of "
-            "responses; set a number"
+            f"mix.weight=null: one mean over all tokens, and method={chosen['method']} takes its mean over {of}; "
+            "set a number"
         )
     asked = [signatures.read(config[group]["_target_"]).attributes for group in ("method", *used)]
     referenced = any(of.get("referenced") or "reference" in (of.get("frozen") or ()) for of in asked)

@@ -101,6 +101,35 @@ def load_reward(settings: Mapping[str, Any], key: str = "method.reward", device:
     return _checked(_RewardModel(chosen, told, device), told)
 
 
+def check_model(settings: Mapping[str, Any], key: str) -> None:
+    """What a reward model's configuration and tokenizer tell, before hours of training; its weights are not read.
+
+    Raises:
+        ValueError: they cannot be loaded, or do not fit.
+    """
+    _tokenizer_and_outputs({**_DEFAULTS, **settings}, f"{key}.model={settings['model']}")
+
+
+def _tokenizer_and_outputs(settings: Mapping[str, Any], told: str) -> Any:
+    """The tokenizer of a reward model, once it is known that its model has one output."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+        outputs = AutoConfig.from_pretrained(settings["model"]).num_labels
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{told}: cannot be loaded: {_first_line(error)}") from error
+    if outputs != 1:
+        raise ValueError(f"{told}: must have one output, got {outputs}")
+    if settings["chat"] and tokenizer.chat_template is None:
+        raise ValueError(f"{told}: has no chat template, which chat: true needs")
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def _function(path: str, told: str) -> Callable[..., Any]:
     module, _, name = path.rpartition(".")
     try:
@@ -132,25 +161,19 @@ class _RewardModel:
     """A sequence classifier with one output, in evaluation mode."""
 
     def __init__(self, settings: Mapping[str, Any], told: str, device: Any) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         self._batch_size, self._chat = settings["batch_size"], settings["chat"]
-        name = settings["model"]
+        self._tokenizer: Any = _tokenizer_and_outputs(settings, told)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
             loaded, told_of_weights = AutoModelForSequenceClassification.from_pretrained(
-                name, output_loading_info=True, use_safetensors=True
+                settings["model"], output_loading_info=True, use_safetensors=True
             )
         except (OSError, ValueError, KeyError) as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ValueError(f"{told}: cannot be loaded: {reason}") from error
-        if loaded.config.num_labels != 1:
-            raise ValueError(f"{told}: must have one output, got {loaded.config.num_labels}")
+            raise ValueError(f"{told}: cannot be loaded: {_first_line(error)}") from error
         if told_of_weights["missing_keys"]:
             missing = ", ".join(sorted(told_of_weights["missing_keys"])[:3])
             raise ValueError(f"{told}: has no weights for {missing}; it was not trained to give rewards")
-        if self._chat and self._tokenizer.chat_template is None:
-            raise ValueError(f"{told}: has no chat template, which chat: true needs")
         if self._tokenizer.pad_token is None:
             # By padding it finds the last token, so that EOS cannot be it; one text at a time needs none.
             self._batch_size = 1

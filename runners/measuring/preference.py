@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from evals import preference
 from evals.harness import Evaluation
 from evals.kl_to_base import Estimate
-from evals.rewards.load import load_reward
+from evals.rewards.load import check_model, load_reward
 from methods.batch import Batch
 from methods.divergences import kl
 from methods.examples import Examples
@@ -82,8 +82,8 @@ def held_out(spec: RunSpec, tokenizer: Any, parent: Path | None) -> HeldOut:
     evaluation = spec.config["evaluation"]
     settings, limit = evaluation["preference"], evaluation["limit"]
     longest = min(context_length(spec.config["model"], parent), evaluation["max_length"] or 2**31)
-    if (settings["reward"] or {}).get("function"):
-        _reward(settings)  # it is there
+    if settings["reward"]:
+        _check_reward(settings)
     try:
         rows: Any = load_rows(settings["dataset"])
         wanted = bounded(settings["max_pairs"], limit, len(rows))
@@ -298,6 +298,17 @@ def _rewards(
     if world > 1:
         sum_over_processes(rewards)
     return rewards.numpy()
+
+
+def _check_reward(settings: Mapping[str, Any]) -> None:
+    """It is there: a function as it is, of a model what can be known without its weights."""
+    if settings["reward"].get("function"):
+        _reward(settings)
+        return
+    try:
+        check_model(settings["reward"], f"{_KEY}.reward")
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _reward(settings: Mapping[str, Any]) -> Callable[[Sequence[str], Sequence[str]], list[float]]:

@@ -126,6 +126,10 @@ def test_one_line_names_key_value_and_rule(override: str, message: str) -> None:
             "mix.weight=null: one mean over all tokens, and method=preference/dpo takes its mean over groups",
         ),
         (
+            ["method=finetune/implicit_reward", "method.level=sequence", "mix=replay", "mix.weight=null"],
+            "mix.weight=null: one mean over all tokens, and method=finetune/implicit_reward takes its mean over sequences",
+        ),
+        (
             ['model.reference_run=["method=finetune/sft"]'],
             "model.reference_run=['method=finetune/sft']: method=finetune/sft and its parts have no reference",
         ),

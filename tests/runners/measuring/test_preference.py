@@ -405,6 +405,19 @@ def test_bad_data_are_told_before_training(plugin, tmp_path, words, message):
     assert not list(tmp_path.glob("runs/*/model")) and not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 
+def test_a_reward_model_that_does_not_fit_is_told_before_training(plugin, tmp_path):
+    """By its configuration alone: there are no weights."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(num_labels=3).save_pretrained(tmp_path / "judge")
+    byte_tokenizer().save_pretrained(tmp_path / "judge")
+    words = [*TRAINED, plugin, f"evaluation.preference.reward={{function: null, model: {tmp_path / 'judge'}}}"]
+    ended = retable(*words, f"outputs={tmp_path}")
+    assert ended.code == 1 and "evaluation.preference.reward.model=" in ended.error
+    assert "must have one output, got 3" in ended.error
+    assert not list(tmp_path.glob("runs/*/model")) and not list(tmp_path.glob("runs/*/metrics.jsonl"))
+
+
 def test_a_reward_that_refuses_is_one_line(plugin, tmp_path):
     words = [*UNTRAINED, plugin, "evaluation.preference.reward.function=private_rewards.refused"]
     ended = retable(*words, f"outputs={tmp_path}")
