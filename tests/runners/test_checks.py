@@ -127,7 +127,7 @@ def test_one_line_names_key_value_and_rule(override: str, message: str) -> None:
         ),
         (
             ["method=finetune/implicit_reward", "method.level=sequence", "mix=replay", "mix.weight=null"],
-            "mix.weight=null: one mean over all tokens, and method=finetune/implicit_reward takes its mean over sequences",
+            "mix.weight=null: one mean over all tokens, and method=finetune/implicit_reward takes its mean over seq",
         ),
         (
             ['model.reference_run=["method=finetune/sft"]'],
