@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.batch import Batch
-from methods.kinds import Causal
+from methods.kinds import Kind
 
 
 class Forward:
@@ -18,7 +18,7 @@ class Forward:
     batch: the sequences. roles: the models by role, ready to be called.
     """
 
-    def __init__(self, kind: Causal, roles: Mapping[str, nn.Module], batch: Batch) -> None:
+    def __init__(self, kind: Kind, roles: Mapping[str, nn.Module], batch: Batch) -> None:
         self.batch = batch
         self.roles = roles
         self._kind = kind

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Lt
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from evals.local_data import local_copy, reader
 from methods.corruptions import corrupted
@@ -32,6 +32,9 @@ class ImagesConfig:
     split, test_split: names on the hub; for source file, test_split is the file to test on. data_root: a folder that
     may hold a local copy. image, label: columns. limit: the first so many training images.
 
+    classes: only images of these, numbered in this order; null: all. resize, mean, std, crop_padding, flip: what is
+    done to an image before a model sees it (`Transform`); mean and std are one number, or one per channel.
+
     label_noise: share of the training images that get a label drawn from the other classes, exactly int(share x N).
     corruption: share of the training images that are spoiled, a fifth each by Gaussian noise, occlusion, resolution,
     fog and motion blur. seed: of both; null: the run's.
@@ -47,6 +50,12 @@ class ImagesConfig:
     image: str = "image"
     label: str = "label"
     limit: PositiveInt | None = None
+    classes: list[int] | None = None
+    resize: PositiveInt | None = None
+    mean: list[float] = field(default_factory=lambda: [0.0])
+    std: list[PositiveFloat] = field(default_factory=lambda: [1.0])
+    crop_padding: NonNegativeInt = 0
+    flip: bool = False
     label_noise: Share = 0.0
     corruption: Share = 0.0
     seed: int | None = None
@@ -54,6 +63,23 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         if self.source != "digits" and self.path is None:
             raise ValueError(f"dataset.path={self.path}: must be given for source {self.source}")
+        if self.classes is not None and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
+            raise ValueError(f"dataset.classes={self.classes}: must be at least two different classes")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What is done to an image before a model sees it.
+
+    resize: side in pixels. mean, std: of pixels in [0, 1]. In training also: crop_padding, by how many pixels it may be
+    moved in each direction; flip, whether half of the images are mirrored.
+    """
+
+    resize: int | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    crop_padding: int = 0
+    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +93,7 @@ class ImageData:
     classes: int
     clean_labels: Labels
     is_corrupted: NDArray[np.bool_] = field(repr=False)
+    transform: Transform = Transform()
 
 
 class Images(Dataset):
@@ -79,6 +106,9 @@ class Images(Dataset):
         """Read the images, then spoil those to be trained on."""
         config = self.config
         images, labels, test_images, test_labels = _digits() if config.source == "digits" else _stored(config)
+        if config.classes is not None:
+            images, labels = _of_classes(images, labels, config.classes)
+            test_images, test_labels = _of_classes(test_images, test_labels, config.classes)
         if config.limit is not None:
             images, labels = images[: config.limit], labels[: config.limit]
         if not len(images) or not len(test_images):
@@ -91,7 +121,8 @@ class Images(Dataset):
         spoilt[chosen] = corrupted(images[chosen], random)
         is_corrupted = np.zeros(len(images), dtype=bool)
         is_corrupted[chosen] = True
-        return ImageData(spoilt, noisy, test_images, test_labels, classes, labels, is_corrupted)
+        transform = Transform(config.resize, tuple(config.mean), tuple(config.std), config.crop_padding, config.flip)
+        return ImageData(spoilt, noisy, test_images, test_labels, classes, labels, is_corrupted, transform)
 
 
 def with_label_noise(labels_N: Labels, classes: int, share: float, random: np.random.Generator) -> Labels:
@@ -106,6 +137,13 @@ def with_label_noise(labels_N: Labels, classes: int, share: float, random: np.ra
     chosen = random.permutation(len(labels_N))[: int(share * len(labels_N))]
     noisy_N[chosen] = (labels_N[chosen] + random.integers(1, max(classes, 2), len(chosen))) % classes
     return noisy_N
+
+
+def _of_classes(images: Pixels, labels: Labels, classes: list[int]) -> tuple[Pixels, Labels]:
+    """The images of some classes, which are numbered in their order."""
+    kept = np.isin(labels, classes)
+    numbers = {label: number for number, label in enumerate(classes)}
+    return images[kept], np.array([numbers[int(label)] for label in labels[kept]], dtype=np.int64)
 
 
 def _digits() -> tuple[Pixels, Labels, Pixels, Labels]:

@@ -20,7 +20,7 @@ Weights = dict[str, Tensor]
 class Merger(Method):
     """Base of all mergers. A subclass says what it `merges` ("run" or "runs") and how."""
 
-    kinds = ("causal",)
+    kinds = ("causal", "image")
 
     def run(self, context: Context) -> Mapping[str, float]:
         """Make the run's final model; returns what there is to report."""

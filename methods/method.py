@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from methods.batch import Batch
 from methods.examples import Examples
 from methods.generation import Sampling
-from methods.kinds import Causal
+from methods.kinds import Kind
 
 
 class Context(Protocol):
@@ -24,7 +24,7 @@ class Context(Protocol):
     config: dict[str, Any]  # the whole resolved configuration
     seed: int
     folder: Path
-    kind: Causal
+    kind: Kind
     tokenizer: Any  # of transformers
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from methods.batch import Batch
 from methods.examples import Examples
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds import Kind
 from methods.method import Context, Method
 
 
@@ -35,7 +35,7 @@ class Objective(Method):
     # "micro-batch" makes the micro-batch part of the run's identity.
     couples: ClassVar[str | None] = None
     units: ClassVar[str] = "tokens"  # what `count` counts: tokens, or groups of responses
-    kind: Causal
+    kind: Kind
     context: Context
 
     def run(self, context: Context) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.batch import Batch, place_in_sequence
-from methods.kinds import Causal
+from methods.kinds import Kind
 from methods.method import Context
 
 
@@ -25,7 +25,7 @@ class CachedReference:
         self.first_n = counts_n.cumsum(0) - counts_n
 
     @classmethod
-    def measured(cls, context: Context, kind: Causal) -> "CachedReference":
+    def measured(cls, context: Context, kind: Kind) -> "CachedReference":
         """Measure them, or take what another run has measured.
 
         Raises:

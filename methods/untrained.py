@@ -15,7 +15,7 @@ class Untrained(Method):
     """The model as it was loaded, the pre-trained row of every table."""
 
     config: UntrainedConfig
-    kinds = ("causal",)
+    kinds = ("causal", "image")
     frozen = ("policy",)
 
     def run(self, context: Context) -> Mapping[str, float]:

@@ -135,6 +135,13 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
         )
     if config["model"]["kind"] == "none":
         _check_without_model(config, chosen)
+    elif config["model"]["kind"] == "image":
+        _check_images(config, chosen)
+    if config["evaluation"]["accuracy"] is not None and config["model"]["kind"] != "image":
+        raise UserError(
+            f"evaluation={chosen['evaluation']}: measures image classifiers (evaluation.accuracy), got "
+            f"model.kind={config['model']['kind']}"
+        )
     _check_evaluation_data(config["evaluation"])
     fingerprint.check_files(config)
     _check_skill("dataset", config["dataset"])
@@ -179,6 +186,33 @@ def _check_without_model(config: dict[str, Any], chosen: dict[str, str]) -> None
         raise UserError(
             f"processes, gpus, nodes: method={chosen['method']} trains no model and runs in one process, got {workers}"
         )
+
+
+def _check_images(config: dict[str, Any], chosen: dict[str, str]) -> None:
+    """An image classifier is trained on images, and measured on them.
+
+    Raises:
+        UserError: it is not.
+    """
+    if data_type(config["dataset"]) != "images":
+        raise UserError(
+            f"dataset={chosen['dataset']}: model.kind=image needs a data set of images, got {data_type(config['dataset'])}"
+        )
+    for key in ("tasks", "kl_to_base", "preference", "judge"):
+        if config["evaluation"][key]:
+            raise UserError(
+                f"evaluation={chosen['evaluation']}: measures a language model (evaluation.{key}), got model.kind=image; "
+                "choose evaluation=images or none"
+            )
+    accuracy = config["evaluation"]["accuracy"]
+    if accuracy is not None and accuracy["source"] is not None:
+        source = {"_target_": "methods.images.Images", **accuracy["source"]}
+        accuracy["source"] = check_target("evaluation.accuracy.source", source)
+        if config["model"]["classes"] is None and not config["model"]["from_run"]:
+            raise UserError(
+                f"evaluation.accuracy.source={accuracy['source']['source']}: needs a model whose head was replaced "
+                "(model.classes, of the run or of one that it starts from)"
+            )
 
 
 def _check_reward_chat(config: dict[str, Any], key: str, reward: dict[str, Any]) -> None:
@@ -237,6 +271,8 @@ def _check_data(config: dict[str, Any], chosen: dict[str, str]) -> None:
         UserError: they cannot; says what they need.
     """
     given = data_type(config["dataset"])
+    if given == "images" and config["model"]["kind"] == "causal":
+        raise UserError(f"dataset.type=images: needs model.kind=image, or a method without a model, got causal")
     for group in ("method", *PARTS):
         target = config[group]["_target_"]
         attributes = signatures.read(target).attributes if target else {}

@@ -85,7 +85,17 @@ class RunSpec:
     def needed(self) -> tuple["RunSpec", ...]:
         """The runs whose final weights it reads."""
         start = self.start.parents if self.start is not self else ()
-        return tuple({spec.folder: spec for spec in (*self.named, *start)}.values())
+        before = self.before_new_head
+        asked = before.parents if before and (self.config["evaluation"]["accuracy"] or {}).get("source") else ()
+        return tuple({spec.folder: spec for spec in (*self.named, *start, *asked)}.values())
+
+    @property
+    def before_new_head(self) -> "RunSpec | None":
+        """The run that gave an image classifier its head: this one, or the nearest that it starts from."""
+        spec: RunSpec | None = self
+        while spec is not None and spec.config["model"]["classes"] is None:
+            spec = spec.parent
+        return spec
 
     @property
     def named(self) -> tuple["RunSpec", ...]:
@@ -153,14 +163,16 @@ class RunSpec:
             assert self.reference is not None
             decides["model"]["reference_run"] = self.reference.identity
         target = signatures.read(self.config["method"]["_target_"])
-        if target.attributes.get("couples") == "micro-batch":
-            # The micro-batch changes the result of an objective that couples its examples.
+        if target.attributes.get("couples") == "micro-batch" or decides["model"]["kind"] == "image":
+            # The micro-batch changes the result of an objective that couples its examples, and batch norms couple them.
             decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
             decides["training"]["processes"] = max(self.config["gpus"], self.config["processes"]) * self.config["nodes"]
         decides["content"] = fingerprint.of_inputs(self.config)
-        for name in ("preference", "judge"):
+        for name in ("preference", "judge", "accuracy"):
             if not decides["evaluation"][name]:
                 del decides["evaluation"][name]
+        if decides["model"]["classes"] is None:
+            del decides["model"]["classes"]
         for key in _HOW_ASKED:
             decides["evaluation"].get("judge", {}).pop(key, None)
         _without_places(decides)

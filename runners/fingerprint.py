@@ -179,6 +179,7 @@ def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     for name in ("preference", "judge"):
         asked = config.get("evaluation", {}).get(name) or {}
         others.append((f"evaluation.{name}.dataset", asked.get("dataset")))
+    others.append(("evaluation.accuracy.source", (config.get("evaluation", {}).get("accuracy") or {}).get("source")))
     return [("dataset", config["dataset"]), *((name, data) for name, data in others if isinstance(data, dict))]
 
 

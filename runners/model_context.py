@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from methods.adapter.base import Adapter
 from methods.batch import Batch
 from methods.examples import Examples
 from methods.generation import Sampling, generate
-from methods.kinds import Causal, adapter
+from methods.kinds import Kind, adapter
 from methods.method import Method
 from methods.mix.base import Mix
 from methods.objective import Objective
@@ -42,7 +43,7 @@ class ModelContext(RunContext):
 
     def __init__(self, spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, world: int) -> None:
         super().__init__(spec, recorder, tracker, rank, world)
-        self.kind: Causal = adapter(spec.config["model"]["kind"], spec.config["engine"]["logits_chunk"])
+        self.kind: Kind = adapter(spec.config["model"]["kind"], spec.config["engine"]["logits_chunk"])
         self.parent = record.weights(spec.parent)[0] if spec.parent else None
         self.adapter = build(Adapter, "adapter", spec.config) if spec.config["adapter"]["_target_"] else None
         self.penalty = build(Penalty, "penalty", spec.config) if spec.config["penalty"]["_target_"] else None
@@ -52,11 +53,15 @@ class ModelContext(RunContext):
         self._reports: dict[str, float] = {}  # of the parts
         self._being_replaced = False
         self._training = False  # from then on no role is what training starts from
-        self.tokenizer = load_tokenizer(self.config["model"], self.parent)
         self._first_role = next(iter((*self.method.trained, *self.method.frozen)), "policy")
         self.start = Start(spec, self._untrained, self.tell, rank, world)
 
     # The data --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return load_tokenizer(self.config["model"], self.parent)
 
     @property
     def examples(self) -> Examples:
@@ -179,14 +184,18 @@ class ModelContext(RunContext):
                 f"model.reference_run={self.config['model']['reference_run']}: must have the tokenizer of the model "
                 "that is trained; their log-probabilities are of different tokens"
             )
-        return load_model(settings, folder, len(self.tokenizer))
+        return self.load(settings, folder)
+
+    def load(self, settings: Mapping[str, Any], folder: Path | None, dtype: str | None = None) -> nn.Module:
+        """The model of `model:` settings, or the final one of a run's folder."""
+        return load_model(settings, folder, len(self.tokenizer), dtype)
 
     def _untrained(self) -> nn.Module:
         assert not self._training, "what the starting model is asked for must be asked before training"
         return self.role(self._first_role)
 
     def _starting_model(self) -> nn.Module:
-        return load_model(self.config["model"], self.parent, len(self.tokenizer))
+        return self.load(self.config["model"], self.parent)
 
     def _prepared_to_train(self, model: nn.Module) -> nn.Module:
         """With what is not trained frozen, and the adapter's weights in it."""
@@ -273,13 +282,13 @@ class ModelContext(RunContext):
 
     def _model_of_run(self, number: int = 0) -> nn.Module:
         settings = {**self.config["model"], "from_run": ["a run"], "from_runs": None}
-        return load_model(settings, record.weights(self.spec.parents[number])[0], len(self.tokenizer))
+        return self.load(settings, record.weights(self.spec.parents[number])[0])
 
     def start_weights(self) -> dict[str, Tensor]:
         """The weights that the run of `model.from_run` started from, on the CPU."""
         start = self.spec.start
         folder = record.weights(start.parent)[0] if start.parent else None
-        return load_model(start.config["model"], folder, len(self.tokenizer)).state_dict()
+        return self.load(start.config["model"], folder).state_dict()
 
     def score(self, weights: Mapping[str, Tensor], task: Mapping[str, Any], metric: str) -> float:
         """What an lm-eval task (with the keys of one of `evaluation.tasks`) gives to weights."""
@@ -384,9 +393,12 @@ class ModelContext(RunContext):
             final = self.folder / "model"
             aside = checkpoints.written_aside(final)
             model.save_pretrained(aside, state_dict=weights, safe_serialization=True)
-            self.tokenizer.save_pretrained(aside)
+            self._save_tokenizer(aside)
             checkpoints.seal(aside, final)
         torch.distributed.barrier()
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
 
     def close(self) -> None:
         """Free models and engines before the evaluation loads what was saved."""

@@ -7,17 +7,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
+import methods.kinds.small_resnet  # noqa: F401  it makes its type known to transformers
 from evals.byte_tokenizer import byte_tokenizer
+from methods.kinds.image import Image
 from runners.errors import UserError, nearest
 
 # Its bars for reading and writing weights end up in the middle of ours.
 transformers_logging.disable_progress_bar()
-
-_CLASSES = {"causal": AutoModelForCausalLM}
 
 
 def load_tokenizer(settings: Mapping[str, Any], parent: Path | None) -> PreTrainedTokenizerFast:
@@ -71,32 +77,63 @@ def load_model(
     Raises:
         UserError: it cannot be loaded or built, or does not fit the tokenizer.
     """
-    loader = _CLASSES[settings["kind"]]
     options = {
         "attn_implementation": settings["attention"],
         "dtype": getattr(torch, dtype or settings["dtype"]),
     }
     if settings["architecture"] is not None:
-        model = _random(loader, settings, vocabulary, options)
+        config = architecture(settings)
+        if config.vocab_size < vocabulary:
+            raise UserError(f"model.architecture.vocab_size={config.vocab_size}: the tokenizer has {vocabulary} tokens")
+        model = _random(AutoModelForCausalLM, config, settings["init_seed"], options)
     else:
-        source = str(parent / "model") if parent else settings["id"]
-        try:
-            model = loader.from_pretrained(
-                source,
-                revision=settings["revision"] if not parent else None,
-                trust_remote_code=settings["trust_remote_code"],
-                use_safetensors=True,
-                **options,
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"model.id={source}: cannot be loaded: {_first_line(error)}") from error
-        _check_type(model, settings, source)
+        model = _stored(AutoModelForCausalLM, settings, parent, options)
     if model.get_input_embeddings().num_embeddings < vocabulary:
         raise UserError(
             f"model.tokenizer: has {vocabulary} tokens, the model only {model.get_input_embeddings().num_embeddings}"
         )
     assert isinstance(model, nn.Module)
     return model.train()
+
+
+def load_classifier(settings: Mapping[str, Any], parent: Path | None, dtype: str | None = None) -> nn.Module:
+    """The image classifier of `model:` settings, as `load_model`; with a new head where `model.classes` asks for one.
+
+    Raises:
+        UserError: it cannot be loaded or built.
+    """
+    options = {"dtype": getattr(torch, dtype or settings["dtype"])}
+    if settings["architecture"] is not None:
+        model = _random(AutoModelForImageClassification, architecture(settings), settings["init_seed"], options)
+    else:
+        model = _stored(AutoModelForImageClassification, settings, parent, options)
+    if settings["classes"] is not None:
+        head = Image.head(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings["init_seed"])
+            new = nn.Linear(head.in_features, settings["classes"], dtype=head.weight.dtype)
+        name = next(name for name, module in model.named_modules() if module is head)
+        model.set_submodule(name, new)
+        model.config.num_labels = settings["classes"]
+    assert isinstance(model, nn.Module)
+    return model.train()
+
+
+def _stored(loader: Any, settings: Mapping[str, Any], parent: Path | None, options: dict[str, Any]) -> Any:
+    """A model of the hub, of a folder or of another run."""
+    source = str(parent / "model") if parent else settings["id"]
+    try:
+        model = loader.from_pretrained(
+            source,
+            revision=settings["revision"] if not parent else None,
+            trust_remote_code=settings["trust_remote_code"],
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"model.id={source}: cannot be loaded: {_first_line(error)}") from error
+    _check_type(model, settings, source)
+    return model
 
 
 def _check_type(model: Any, settings: Mapping[str, Any], source: str) -> None:
@@ -119,7 +156,7 @@ def architecture(settings: Mapping[str, Any]) -> Any:
             f"model.architecture.model_type={model_type}: transformers knows no such type"
             f"{nearest(model_type, CONFIG_MAPPING.keys())}"
         )
-    known = AutoConfig.for_model(model_type).to_dict()
+    known = {**AutoConfig.for_model(model_type).to_dict(), "num_labels": None}  # a property of every configuration
     heads = arguments.get("num_attention_heads")
     if "num_key_value_heads" not in known and arguments.get("num_key_value_heads", heads) == heads:
         arguments.pop("num_key_value_heads", None)  # as many as heads is what a type without the key has
@@ -135,12 +172,9 @@ def architecture(settings: Mapping[str, Any]) -> Any:
         raise UserError(f"model.architecture: {rule}") from error
 
 
-def _random(loader: Any, settings: Mapping[str, Any], vocabulary: int, options: dict[str, Any]) -> Any:
-    config = architecture(settings)
-    if config.vocab_size < vocabulary:
-        raise UserError(f"model.architecture.vocab_size={config.vocab_size}: the tokenizer has {vocabulary} tokens")
+def _random(loader: Any, config: Any, seed: int, options: dict[str, Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["init_seed"])
+        torch.manual_seed(seed)
         return loader.from_config(config, **options)
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from evals.harness import Evaluation
+from methods.dataset import Dataset
 from methods.method import Context
 from runners import (
     failures,
@@ -27,7 +28,7 @@ from runners import (
     training,
 )
 from runners.compose import RunSpec
-from runners.context import RunContext
+from runners.context import RunContext, build
 from runners.data import load_rows
 from runners.engine import close_frozen, device, frozen_engine
 from runners.errors import UserError
@@ -35,8 +36,9 @@ from runners.measuring.judge import Questions, questions, with_judge
 from runners.measuring.kl_to_base import with_kl_to_base
 from runners.measuring.preference import HeldOut, held_out, with_preference
 from runners.measuring.tasks import by_lm_eval
+from runners.image_context import ImageContext
+from runners.measuring.accuracy import with_accuracy
 from runners.model_context import ModelContext
-from runners.models import load_model
 from runners.record import Recorder
 from runners.tracker import NullTracker, Tracker, open_tracker
 
@@ -78,7 +80,7 @@ def _run_locked(spec: RunSpec, held: contextlib.ExitStack) -> dict[str, Any]:
     if isinstance(known, dict):
         return known
     if spec.parents and signatures.read(spec.config["method"]["_target_"]).attributes.get("trained"):
-        load_rows(spec.config["dataset"])  # a mistake in the data is told before the parent's minutes of training
+        _read_data(spec)  # a mistake in the data is told before the parent's minutes of training
     for parent in spec.needed:
         _ensure_parent(spec, parent)
     processes.first_decides(lambda: _make_way(spec))
@@ -96,6 +98,13 @@ def _run_locked(spec: RunSpec, held: contextlib.ExitStack) -> dict[str, Any]:
         raise
     assert isinstance(result, dict)
     return result
+
+
+def _read_data(spec: RunSpec) -> None:
+    if "_target_" in spec.config["dataset"]:
+        build(Dataset, "dataset", spec.config).load(spec.seed)
+    else:
+        load_rows(spec.config["dataset"])
 
 
 def _take(spec: RunSpec, held: contextlib.ExitStack, told: list[str]) -> dict[str, Any] | str | None:
@@ -264,8 +273,8 @@ def _open_tracker(spec: RunSpec) -> Tracker:
 
 
 def _context(spec: RunSpec, recorder: Recorder, tracker: Tracker, rank: int, world: int) -> RunContext:
-    kind = RunContext if spec.config["model"]["kind"] == "none" else ModelContext
-    return kind(spec, recorder, tracker, rank, world)
+    kinds = {"none": RunContext, "image": ImageContext}
+    return kinds.get(spec.config["model"]["kind"], ModelContext)(spec, recorder, tracker, rank, world)
 
 
 def _evaluation(spec: RunSpec, context: ModelContext, world: int) -> Callable[[], Evaluation]:
@@ -281,19 +290,23 @@ def _evaluate(
 ) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]
-    if not settings["tasks"] and not settings["kl_to_base"] and held is None and asked is None:
+    others = settings["kl_to_base"] or settings["accuracy"] is not None
+    if not settings["tasks"] and not others and held is None and asked is None:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
     dtype = "bfloat16" if engine["precision"] != "fp32" else spec.config["model"]["dtype"]
     if context.method.trained or context.method.merges:
         saved = spec.folder / "model"
         source = {**spec.config["model"], "id": str(saved), "from_run": None, "from_runs": None, "architecture": None}
-        model = load_model(source, None, len(context.tokenizer), dtype)
+        model = context.load({**source, "classes": None}, None, dtype)
     else:
-        model = load_model(spec.config["model"], context.parent, len(context.tokenizer), dtype)
-    sharded = engine["zero_stage"] == 3 and world > 1
+        model = context.load(spec.config["model"], context.parent, dtype)
+    small = isinstance(context, ImageContext)
+    sharded = engine["zero_stage"] == 3 and world > 1 and not small
     placed: Any = frozen_engine(model, engine) if sharded else model.to(device()).eval()
     try:
+        if isinstance(context, ImageContext):
+            return with_accuracy(Evaluation(), context, placed, dtype)
         measured = by_lm_eval(
             placed.module if sharded else placed,
             context.tokenizer,

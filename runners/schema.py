@@ -17,7 +17,7 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # Kinds of model that have an adapter in methods/kinds/; and none, of methods that need no model.
-Kind = Literal["causal", "none"]
+Kind = Literal["causal", "image", "none"]
 
 # Of each `dataset.type` the keys that say where its responses are: templates, and those that name one column.
 RESPONSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -46,6 +46,7 @@ class Model:
     # the run whose final weights a frozen reference has; null: what training starts from
     reference_run: Annotated[list[str], Field(min_length=1)] | None = None
     architecture: dict[str, Any] | None = None  # random weights: `model_type` and arguments of its config class
+    classes: Annotated[int, Field(ge=2)] | None = None  # image: a new head for so many; null: the one that is there
     tokenizer: str | None = None  # null: the model's own; `bytes`: one token per byte; else a hub id or folder
     init_seed: NonNegativeInt = 0  # of random weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # in which weights are loaded
@@ -66,7 +67,11 @@ class Model:
             )
         if self.architecture is not None and self.architecture.get("model_type") is None:
             raise ValueError("model.architecture must name its model_type (that of debug=random is model.model_type)")
-        if self.architecture is not None and self.tokenizer is None:
+        if self.kind == "image" and self.tokenizer is not None:
+            raise ValueError(f"model.tokenizer={self.tokenizer}: must be null with model.kind=image")
+        if self.kind != "image" and self.classes is not None:
+            raise ValueError(f"model.classes={self.classes}: only with model.kind=image, got {self.kind}")
+        if self.architecture is not None and self.tokenizer is None and self.kind != "image":
             raise ValueError("model.tokenizer must be given with model.architecture")
 
 
@@ -240,6 +245,18 @@ class Judge:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Accuracy:
+    """Of an image classifier: the share of test images of the run's data set that it classifies rightly.
+
+    source: what the model could do before its head was replaced (`model.classes` of the run, or of one it starts from).
+    Its original head and batch norms are put back for it.
+    """
+
+    source: dict[str, Any] | None = None  # settings of a data set of images, as `dataset:` has them; null: not measured
+    hardest: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # share of the training images, by the start's loss
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Evaluation:
     """`evaluation:` — which lm-eval tasks measure the run's final model."""
 
@@ -247,6 +264,7 @@ class Evaluation:
     kl_to_base: KlToBase | None = None
     preference: Preference | None = None
     judge: Judge | None = None
+    accuracy: Accuracy | None = None  # of image classifiers
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # items per task, where the task states none
     max_length: PositiveInt | None = None  # of the context; null: the model's

@@ -15,6 +15,11 @@ is the unweighted token count, as in the authors' code (sanyalsunny111/FLOW_fine
 `granularity: token` is the paper's token-wise ablation (appendix I.2): w_{i,t} = exp(-nll_{i,t}(theta*) / tau), with
 tau the median over all active tokens, and the same divisor.
 
+Images (tables 1, 3 and 5) are augmented, and an image's weight goes with how it was changed: `weights: live` asks theta*
+for the losses of every batch as it is. theta* is then a linear probe (`model.from_run`), as an untrained head knows no
+image from another; after FLOW the head is trained once more, unweighted, with the rest frozen (round 2). The median is
+that of the images as they are (the authors' is of images changed at random).
+
 Legend: n samples of the data set, M weights (one for each sample, or for each active token); of a batch: K target
 tokens, S sequences.
 """
@@ -47,11 +52,17 @@ class FlowConfig(SftConfig):
     """temperature: tau in nats per token, or `median`. normalize: divide the weights by their mean.
 
     granularity: one weight per sample (`sequence`, the method) or per token (`token`, the paper's ablation).
+    weights: of the samples, measured `once` (the method), or `live`, of every batch by the frozen start (augmented images).
     """
 
     temperature: PositiveFloat | Literal["median"] = "median"
     normalize: bool = False
     granularity: Literal["sequence", "token"] = "sequence"
+    weights: Literal["once", "live"] = "once"
+
+    def __post_init__(self) -> None:
+        if self.weights == "live" and self.normalize:
+            raise ValueError("method.normalize=true: needs all weights beforehand; set method.weights=once")
 
 
 def flow_temperature(losses_M: Losses) -> float:
@@ -108,6 +119,11 @@ class Flow(Sft):
     weights_n: Tensor | None = None  # for each sample; token-wise: for each active token, one sample after the other
     first_n: Tensor | None = None  # token-wise: where each sample's weights begin
 
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__(config)
+        if config.weights == "live":
+            self.frozen = ("reference",)  # type: ignore[misc]
+
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Measure the losses under the pre-trained weights and fix the weights."""
         counts_n = context.examples.lengths - context.examples.targets
@@ -155,9 +171,20 @@ class Flow(Sft):
 
     def loss(self, forward: Forward) -> Loss:
         """Sum over samples of w_i times the sample's summed token losses; token-wise, of w_{i,t} times each."""
+        if self.config.weights == "live":
+            with torch.no_grad():
+                weights_K = self._live_weights(-forward.token_logps("reference"), forward.batch)
+        else:
+            weights_K = self._weights(forward.batch)
         token_losses_K = -forward.token_logps()
-        weights_K = self._weights(forward.batch).to(token_losses_K.dtype)
+        weights_K = weights_K.to(token_losses_K.dtype)
         return Loss((weights_K * token_losses_K).sum(), {"unweighted_loss": token_losses_K.detach().sum()})
+
+    def _live_weights(self, base_losses_K: Tensor, batch: Batch) -> Tensor:
+        """The weight of every target token, by what the frozen start makes of the batch. Returns [K]."""
+        if self.config.granularity == "sequence":
+            base_losses_K = mean_by_sequence(base_losses_K, batch)[batch.sequence_K]
+        return torch.exp(-base_losses_K / self.temperature)
 
     def _weights(self, batch: Batch) -> Tensor:
         """The weight of every target token. Returns [K]."""

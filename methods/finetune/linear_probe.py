@@ -1,7 +1,7 @@
 """Linear probe: SFT that trains the output head alone; more generally, SFT of the parameters that are named.
 
 The baseline of FLOW's tables (arXiv 2502.02797) that leaves the representation as it is. For a language model the head
-is `lm_head`.
+is `lm_head`, for an image classifier its last linear layer, and batch norms that are not trained keep their statistics.
 
 Many models have one weight for the head and the input embeddings. Where only one of the two is to be trained, the head
 first gets a copy of its own, and the configuration says so, so that the saved model loads as it was trained.
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.finetune.sft import Sft, SftConfig
+from methods.kinds.image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,11 @@ def chosen_names(names: list[str], patterns: list[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+def output_head(model: Any) -> Any:
+    """The layer that gives the logits: `lm_head`, or of an image classifier its last linear layer."""
+    return model.get_output_embeddings() or Image.head(model)
+
+
 def untie(model: Any) -> None:
     """Give a model's output head a copy of its own of the weight that it shares with the input embeddings."""
     head = model.get_output_embeddings()
@@ -77,8 +84,7 @@ class LinearProbe(Sft):
         """Freeze what is not chosen; a head that is tied to the input embeddings may get a weight of its own."""
         # A tied weight has two names, and either can be asked for.
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        transformer: Any = model
-        head = transformer.get_output_embeddings()
+        head = output_head(model)
         of_head = [name for name in names if model.get_submodule(name.rpartition(".")[0]) is head]
         chosen = of_head if self.config.train is None else chosen_names(names, self.config.train)
         tied = {name for name in names if model.get_parameter(name) is head.weight}
@@ -87,3 +93,11 @@ class LinearProbe(Sft):
         model.requires_grad_(False)
         for name in chosen:
             model.get_parameter(name).requires_grad_(True)
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and not any(value.requires_grad for value in module.parameters()):
+                module.register_forward_pre_hook(_evaluating)
+
+
+def _evaluating(module: nn.Module, _inputs: Any) -> None:
+    """A frozen batch norm stays as it was trained: it takes no part in what training changes in its statistics."""
+    module.eval()

@@ -20,7 +20,8 @@ class Sft(Objective):
     """Supervised fine-tuning: mean negative log-likelihood of the target tokens."""
 
     config: SftConfig
-    kinds = ("causal",)
+    kinds = ("causal", "image")
+    data = ("completion", "images")
 
     def loss(self, forward: Forward) -> Loss:
         """Sum of -log p over the batch's target tokens."""

@@ -1,18 +1,32 @@
 """Kinds of model (`model.kind`): how each attends, scores its tokens, generates and is evaluated."""
 
 import importlib
+from typing import Protocol
 
-from methods.kinds.causal import Causal
+from torch import Tensor, nn
 
-__all__ = ["Causal", "adapter"]
+from methods.batch import Batch
+
+__all__ = ["Kind", "adapter"]
 
 
-def adapter(kind: str, logits_chunk: int | None = None) -> Causal:
+class Kind(Protocol):
+    """What methods ask of a model, whatever its kind. K target tokens of a batch, V vocabulary or classes."""
+
+    def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-probability of every target. Returns [K], fp32."""
+        ...
+
+    def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits from which every target is predicted. Returns [K, V], in the model's precision."""
+        ...
+
+
+def adapter(kind: str, logits_chunk: int | None = None) -> Kind:
     """The adapter of a kind of model: the class named like its module, `methods.kinds.<kind>`.
 
-    logits_chunk: as in `Causal`.
+    logits_chunk: as in `methods.kinds.causal.Causal`.
     """
     name = "".join(part.capitalize() for part in kind.split("_"))
-    built = getattr(importlib.import_module(f"methods.kinds.{kind}"), name)(logits_chunk)
-    assert isinstance(built, Causal)
+    built: Kind = getattr(importlib.import_module(f"methods.kinds.{kind}"), name)(logits_chunk)
     return built

@@ -27,7 +27,7 @@ from evals.ranks import Ranks
 from methods.batch import Batch
 from methods.context_free import context_free_samples
 from methods.examples import Examples
-from methods.kinds import Causal
+from methods.kinds import Kind
 from methods.method import Context
 from methods.penalty.base import Penalty
 
@@ -144,7 +144,7 @@ def fisher_of(context: Context, sequences: Examples) -> dict[str, Tensor]:
 
 
 def _logps(
-    kind: Causal, model: nn.Module, sequences: Examples, indices: Sequence[int], turns: Iterator[int]
+    kind: Kind, model: nn.Module, sequences: Examples, indices: Sequence[int], turns: Iterator[int]
 ) -> Iterator[Tensor]:
     """log p(y|x) of sequences, one after the other, each a scalar with its graph."""
     device = next(model.parameters()).device

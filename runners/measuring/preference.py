@@ -25,7 +25,7 @@ from methods.batch import Batch
 from methods.divergences import kl
 from methods.examples import Examples
 from methods.generation import Sampling
-from methods.kinds import Causal, adapter
+from methods.kinds import Kind, adapter
 from runners import processes
 from runners.compose import RunSpec
 from runners.data import load_rows, tokenize
@@ -244,7 +244,7 @@ def _divergence(
         raise UserError(f"{_KEY}: {error}") from error
 
 
-def kl_and_entropy(kind: Causal, policy: nn.Module, start: nn.Module) -> Callable[[Batch], list[Tensor]]:
+def kl_and_entropy(kind: Kind, policy: nn.Module, start: nn.Module) -> Callable[[Batch], list[Tensor]]:
     """From a batch to KL(policy || start) and the entropy of the policy at each of its target tokens, two [K]."""
 
     def values(batch: Batch) -> list[Tensor]:

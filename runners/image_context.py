@@ -1,0 +1,55 @@
+"""What a run with an image classifier offers its method: images in place of text, no tokenizer, no generation."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from methods.image_batch import ImageExamples
+from methods.images import ImageData
+from runners.batches import Batches
+from runners.errors import UserError
+from runners.image_batches import ImageBatches
+from runners.model_context import ModelContext
+from runners.models import load_classifier
+
+
+class ImageContext(ModelContext):
+    """What a run with an image classifier offers its method."""
+
+    tokenizer = None
+
+    @cached_property
+    def _original(self) -> Batches:
+        data: ImageData = self.dataset
+        training = self.config["training"]
+        return ImageBatches(
+            ImageExamples.of_images(data.images, data.labels),
+            training["batch_size"],
+            training["micro_batch_size"],
+            False,
+            1,
+            0,
+            self.seed,
+            self._rank,
+            self._world,
+            transform=data.transform,
+        )
+
+    def load(self, settings: Mapping[str, Any], folder: Path | None, dtype: str | None = None) -> nn.Module:
+        """The classifier of `model:` settings, or the final one of a run's folder."""
+        return load_classifier(settings, folder, dtype)
+
+    def _starting_model(self) -> nn.Module:
+        model: Any = super()._starting_model()
+        if model.config.num_labels < self.dataset.classes:
+            raise UserError(
+                f"model.classes={self.config['model']['classes']}: the model tells {model.config.num_labels} classes "
+                f"apart, the data set has {self.dataset.classes}"
+            )
+        return model
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        """There is none."""
