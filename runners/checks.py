@@ -196,13 +196,14 @@ def _check_images(config: dict[str, Any], chosen: dict[str, str]) -> None:
     """
     if data_type(config["dataset"]) != "images":
         raise UserError(
-            f"dataset={chosen['dataset']}: model.kind=image needs a data set of images, got {data_type(config['dataset'])}"
+            f"dataset={chosen['dataset']}: model.kind=image needs a data set of images, got "
+            f"{data_type(config['dataset'])}"
         )
     for key in ("tasks", "kl_to_base", "preference", "judge"):
         if config["evaluation"][key]:
             raise UserError(
-                f"evaluation={chosen['evaluation']}: measures a language model (evaluation.{key}), got model.kind=image; "
-                "choose evaluation=images or none"
+                f"evaluation={chosen['evaluation']}: measures a language model (evaluation.{key}), got "
+                "model.kind=image; choose evaluation=images or none"
             )
     accuracy = config["evaluation"]["accuracy"]
     if accuracy is not None and accuracy["source"] is not None:
@@ -272,7 +273,7 @@ def _check_data(config: dict[str, Any], chosen: dict[str, str]) -> None:
     """
     given = data_type(config["dataset"])
     if given == "images" and config["model"]["kind"] == "causal":
-        raise UserError(f"dataset.type=images: needs model.kind=image, or a method without a model, got causal")
+        raise UserError("dataset.type=images: needs model.kind=image, or a method without a model, got causal")
     for group in ("method", *PARTS):
         target = config[group]["_target_"]
         attributes = signatures.read(target).attributes if target else {}

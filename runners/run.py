@@ -32,12 +32,12 @@ from runners.context import RunContext, build
 from runners.data import load_rows
 from runners.engine import close_frozen, device, frozen_engine
 from runners.errors import UserError
+from runners.image_context import ImageContext
+from runners.measuring.accuracy import with_accuracy
 from runners.measuring.judge import Questions, questions, with_judge
 from runners.measuring.kl_to_base import with_kl_to_base
 from runners.measuring.preference import HeldOut, held_out, with_preference
 from runners.measuring.tasks import by_lm_eval
-from runners.image_context import ImageContext
-from runners.measuring.accuracy import with_accuracy
 from runners.model_context import ModelContext
 from runners.record import Recorder
 from runners.tracker import NullTracker, Tracker, open_tracker

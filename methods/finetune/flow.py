@@ -15,9 +15,9 @@ is the unweighted token count, as in the authors' code (sanyalsunny111/FLOW_fine
 `granularity: token` is the paper's token-wise ablation (appendix I.2): w_{i,t} = exp(-nll_{i,t}(theta*) / tau), with
 tau the median over all active tokens, and the same divisor.
 
-Images (tables 1, 3 and 5) are augmented, and an image's weight goes with how it was changed: `weights: live` asks theta*
-for the losses of every batch as it is. theta* is then a linear probe (`model.from_run`), as an untrained head knows no
-image from another; after FLOW the head is trained once more, unweighted, with the rest frozen (round 2). The median is
+Images (tables 1, 3 and 5) are augmented, and an image's weight goes with how it was changed: `weights: live` asks
+theta* for the losses of every batch as it is. theta* is then a linear probe (`model.from_run`), as an untrained head
+knows no image from another; after FLOW the head is trained once more, unweighted, with the rest frozen (round 2). The median is
 that of the images as they are (the authors' is of images changed at random).
 
 Legend: n samples of the data set, M weights (one for each sample, or for each active token); of a batch: K target
@@ -52,7 +52,7 @@ class FlowConfig(SftConfig):
     """temperature: tau in nats per token, or `median`. normalize: divide the weights by their mean.
 
     granularity: one weight per sample (`sequence`, the method) or per token (`token`, the paper's ablation).
-    weights: of the samples, measured `once` (the method), or `live`, of every batch by the frozen start (augmented images).
+    weights: measured `once` (the method), or `live`, of every batch by the frozen start (augmented images).
     """
 
     temperature: PositiveFloat | Literal["median"] = "median"
