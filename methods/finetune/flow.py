@@ -17,8 +17,8 @@ tau the median over all active tokens, and the same divisor.
 
 Images (tables 1, 3 and 5) are augmented, and an image's weight goes with how it was changed: `weights: live` asks
 theta* for the losses of every batch as it is. theta* is then a linear probe (`model.from_run`), as an untrained head
-knows no image from another; after FLOW the head is trained once more, unweighted, with the rest frozen (round 2). The median is
-that of the images as they are (the authors' is of images changed at random).
+knows no image from another; after FLOW the head is trained once more, unweighted, with the rest frozen (round 2). The
+median is that of the images as they are (the authors' is of images changed at random).
 
 Legend: n samples of the data set, M weights (one for each sample, or for each active token); of a batch: K target
 tokens, S sequences.
