@@ -25,7 +25,11 @@ class Context(Protocol):
     seed: int
     folder: Path
     kind: Kind
-    tokenizer: Any  # of transformers
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers; None for an image classifier."""
+        ...
 
     @property
     def dataset(self) -> Any:

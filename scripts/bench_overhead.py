@@ -200,7 +200,7 @@ class Bench:
         from methods.finetune.flow import Flow, FlowConfig
         from methods.finetune.sft import Sft, SftConfig
         from methods.finetune.talr import Talr, TalrConfig
-        from methods.kinds import Causal
+        from methods.kinds.causal import Causal
 
         made: dict[str, Any] = {
             "sft": Sft(SftConfig()),
@@ -225,7 +225,7 @@ class Bench:
     def flow_pass(self, number: int) -> float:
         """Seconds of FLOW's pass over the data, with an empty cache."""
         from methods.finetune.flow import Flow, FlowConfig
-        from methods.kinds import Causal
+        from methods.kinds.causal import Causal
 
         model = self._load()
         method = Flow(FlowConfig())

@@ -134,8 +134,7 @@ def ours(options: argparse.Namespace, chunk: str) -> dict[str, float]:
     """Our loop on DeepSpeed."""
     import torch
 
-    from methods.kinds import Causal
-    from methods.kinds.causal import frozen
+    from methods.kinds.causal import Causal, frozen
     from methods.preference.dpo import Dpo, DpoConfig
     from runners import processes, training
     from runners.batches import make_batches

@@ -128,7 +128,7 @@ def prepare(folder: Path, data: str | None) -> str:
 def ours(folder: Path, packing: bool, steps: int) -> dict[str, float]:
     """Our loop on DeepSpeed."""
     from methods.finetune.sft import Sft, SftConfig
-    from methods.kinds import Causal
+    from methods.kinds.causal import Causal
     from runners import processes, training
     from runners.batches import make_batches
     from runners.data import load_rows, tokenize
