@@ -5,7 +5,7 @@ import torch
 
 from methods.finetune.flow import Flow, FlowConfig
 from methods.finetune.sft import Sft, SftConfig
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from runners import processes, training
 from runners.engine import TrainingEngine
 from runners.schema import Engine, Training

@@ -13,6 +13,8 @@ __all__ = ["Kind", "adapter"]
 class Kind(Protocol):
     """What methods ask of a model, whatever its kind. K target tokens of a batch, V vocabulary or classes."""
 
+    logits_chunk: int | None  # target tokens whose logits are in memory at a time; None: all
+
     def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of every target. Returns [K], fp32."""
         ...

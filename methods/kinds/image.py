@@ -16,7 +16,8 @@ class Image:
     """Adapter of image classifiers as `transformers` defines them (bare, or inside a DeepSpeed engine)."""
 
     def __init__(self, logits_chunk: int | None = None) -> None:
-        """`logits_chunk`: of language models alone; classes are few."""
+        """`logits_chunk` is of no use: classes are few."""
+        self.logits_chunk = None
 
     def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of every image's label. Returns [K], fp32."""

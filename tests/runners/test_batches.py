@@ -9,7 +9,7 @@ import torch
 from methods.batch import place_in_sequence, sum_by_sequence
 from methods.examples import Examples
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference.dpo import Dpo, DpoConfig
 from methods.reference import CachedReference
 from runners.batches import make_batches

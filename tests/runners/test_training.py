@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from methods.finetune.flow import Flow, FlowConfig
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from runners import checkpoints, processes, training
 from runners.engine import NonFiniteError
 from runners.schema import Engine

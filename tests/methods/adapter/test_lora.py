@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from methods.adapter.lora import Lora, LoraConfig
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from tests.models import batches_of, random_examples, tiny_llama
 
 IDS = torch.tensor([[5, 9, 11, 2, 30, 7], [3, 3, 8, 1, 4, 29]])

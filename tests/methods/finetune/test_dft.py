@@ -7,7 +7,7 @@ import torch
 from methods.finetune.dft import Dft, DftConfig
 from methods.finetune.talr import Talr, TalrConfig
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from tests.methods.finetune.test_talr import FOUR, given, gradients
 from tests.models import PAD, VOCABULARY, batches_of, random_examples, tiny_llama
 

@@ -12,8 +12,7 @@ from methods.examples import Examples
 from methods.finetune.flow import Flow, FlowConfig, check_losses, flow_temperature, flow_weights
 from methods.finetune.sft import Sft, SftConfig
 from methods.forward import Forward
-from methods.kinds import Causal
-from methods.kinds.causal import frozen
+from methods.kinds.causal import Causal, frozen
 from tests.models import batches_of, random_examples, tiny_llama
 
 LOSSES = np.array([0.2, 0.5, 1.0, 2.0])

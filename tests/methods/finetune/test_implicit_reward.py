@@ -13,8 +13,7 @@ from methods.examples import Examples
 from methods.finetune.implicit_reward import _EDGES, ImplicitReward, ImplicitRewardConfig, phi
 from methods.finetune.sft import Sft, SftConfig
 from methods.forward import Forward
-from methods.kinds import Causal
-from methods.kinds.causal import frozen
+from methods.kinds.causal import Causal, frozen
 from methods.reference import CachedReference
 from tests.models import batches_of, random_examples, tiny_llama
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from methods.finetune.linear_probe import LinearProbe, LinearProbeConfig, chosen_names, untie
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from runners import processes
 from tests.curves import Curve
 from tests.models import batches_of, random_examples, tiny_llama

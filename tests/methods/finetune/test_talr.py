@@ -12,7 +12,7 @@ from methods.batch import Batch
 from methods.finetune.sft import Sft, SftConfig
 from methods.finetune.talr import Talr, TalrConfig, median, talr_tau, talr_weights
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from tests.models import batches_of, random_examples, tiny_llama
 
 FOUR = [0.99, 0.9, 0.5, 0.05]

@@ -8,7 +8,7 @@ import torch
 from evals.byte_tokenizer import byte_tokenizer
 from methods.examples import Examples
 from methods.generation import generate
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from tests.models import tiny_llama
 
 TOKENIZER = byte_tokenizer()

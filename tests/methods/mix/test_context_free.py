@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from methods.examples import Examples
 from methods.forward import Forward
 from methods.generation import Sampling, generate
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.mix.context_free import ContextFree, ContextFreeConfig
 from tests.methods.mix.fakes import BOS, EOS, FakeContext, byte_llama, lists
 from tests.models import batches_of, tiny_llama

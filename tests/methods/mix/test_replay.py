@@ -3,7 +3,7 @@
 import pytest
 
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.mix.replay import Replay, ReplayConfig
 from tests.methods.mix.fakes import FakeContext, byte_llama
 from tests.models import batches_of

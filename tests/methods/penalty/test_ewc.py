@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from methods.examples import Examples
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.penalty.ewc import Ewc, EwcConfig, drawn, fisher_of, mean_squared_gradients, quadratic
 from methods.penalty.l2_sp import L2Sp, L2SpConfig
 from tests.methods.mix.fakes import BOS, FakeContext, byte_llama, encoded

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.penalty.kl_reference import KlReference, KlReferenceConfig
 from tests.models import batches_of, random_examples, tiny_llama
 

@@ -9,8 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from methods.forward import Forward
-from methods.kinds import Causal
-from methods.kinds.causal import frozen
+from methods.kinds.causal import Causal, frozen
 from methods.preference.ddpo import Ddpo, DdpoConfig, ddpo_loss
 from methods.preference.deviation import (
     combined,

@@ -5,7 +5,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference.base import pairs
 from methods.preference.deviation import deviations
 from methods.preference.dorpo import Dorpo, DorpoConfig, dorpo_loss

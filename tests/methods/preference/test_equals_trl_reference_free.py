@@ -14,7 +14,7 @@ from datasets import Dataset
 from evals.byte_tokenizer import byte_tokenizer
 from methods.examples import Examples
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference.cpo import Cpo, CpoConfig
 from methods.preference.orpo import Orpo, OrpoConfig
 from methods.preference.simpo import Simpo, SimpoConfig

@@ -18,7 +18,7 @@ import methods.preference
 from methods.batch import sum_by_sequence
 from methods.examples import Examples
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference.base import Paired, Side
 from methods.preference.dpo import Dpo, DpoConfig
 from tests.methods.mix.fakes import TOKENIZER

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from methods.divergences import kl
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference.ra_dpo import RaDpo, RaDpoConfig, coded_cvar, cvar, entropic_risk
 from methods.preference.tdpo import Tdpo, TdpoConfig
 from tests.methods.preference.toy_tokens import (

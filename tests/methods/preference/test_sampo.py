@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference import sampo
 from methods.preference.dpo import Dpo, DpoConfig
 from methods.preference.sampo import SamPo, SamPoConfig, average_weights, drawn, sampled_weights

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from evals.byte_tokenizer import byte_tokenizer
 from methods.examples import Examples
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference.dpo import Dpo, DpoConfig
 from methods.preference.tab_po import (
     TabPo,

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from methods.divergences import kl
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference.dpo import Dpo, DpoConfig
 from methods.preference.tdpo import Tdpo, TdpoConfig, tdpo_loss
 from tests.methods.preference.toy_tokens import (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from methods.batch import Batch
 from methods.examples import Examples
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 
 PROMPT = 3  # tokens
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from methods.batch import Batch
 from methods.examples import Examples
 from methods.forward import Forward
-from methods.kinds import Causal
+from methods.kinds.causal import Causal
 from methods.preference.base import Preference
 from tests.models import PAD, VOCABULARY, batches_of, tiny_llama
 
