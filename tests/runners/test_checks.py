@@ -52,7 +52,7 @@ PAIRS = "{source:mini_world,size:8,skill:preference_pairs,type:pair"  # to be cl
         ("training.schedule=cosin", "training.schedule=cosin: should be 'cosine', 'linear' or 'constant'"),
         ("engine.zero_stage=4", "engine.zero_stage=4: should be 0, 1, 2 or 3"),
         ("engine.precision=fp16", "engine.precision=fp16: should be 'fp32', 'bf16' or 'bf16_autocast'"),
-        ("model.kind=image", "model.kind=image: should be 'causal'"),
+        ("model.kind=vision", "model.kind=vision: should be 'causal', "),
         ("dataset.size=0", "dataset.size=0: should be greater than 0"),
         ("evaluation.limit=0", "evaluation.limit=0: should be greater than 0"),
         ("evaluation.tasks=[{name:gsm8k,num_fewshot:-1}]", "evaluation.tasks.0.num_fewshot=-1: "),
