@@ -271,13 +271,15 @@ def _check_data(config: dict[str, Any], chosen: dict[str, str]) -> None:
     Raises:
         UserError: they cannot; says what they need.
     """
-    given = data_type(config["dataset"])
-    if given == "images" and config["model"]["kind"] == "causal":
+    given, kind = data_type(config["dataset"]), config["model"]["kind"]
+    if given == "images" and kind == "causal":
         raise UserError("dataset.type=images: needs model.kind=image, or a method without a model, got causal")
     for group in ("method", *PARTS):
         target = config[group]["_target_"]
         attributes = signatures.read(target).attributes if target else {}
         needed = attributes.get("data") or ()
+        if kind != "none":
+            needed = [name for name in needed if (name == "images") == (kind == "image")]
         if needed and given not in needed:
             told = " or ".join(f"{name} ({_NEEDS[name]})" if name in _NEEDS else str(name) for name in needed)
             raise UserError(f"dataset.type={given}: {group}={chosen[group]} needs {told}")
