@@ -156,8 +156,9 @@ def preset(overrides: list[str]) -> list[str]:
     _check_choice("debug", name, roots)
     path = next(path for root in roots if (path := root / "debug" / f"{name}.yaml").is_file())
     words, limits = _read_preset(path, path.stat().st_mtime_ns)
-    no_model = value_of(overrides, "model") == "none"
-    small = no_model or (value_of(overrides, "method") or "").startswith("merging/")
+    small = _is_of_its_own_size(value_of(overrides, "model"), roots) or (
+        value_of(overrides, "method") or ""
+    ).startswith("merging/")
 
     def applies(word: str) -> bool:
         group, _, _ = word.partition(".")
@@ -168,6 +169,12 @@ def preset(overrides: list[str]) -> list[str]:
         *filter(applies, words),
         *(word for word in limits if _has_key(overrides, word.partition("=")[0], roots)),
     ]
+
+
+def _is_of_its_own_size(model: str | None, roots: list[Path]) -> bool:
+    """Whether a choice of `model=` is no language model, whose size a preset may change."""
+    path = next((path for root in roots if (path := root / "model" / f"{model}.yaml").is_file()), None)
+    return path is not None and re.search(r"^kind: (none|image)$", path.read_text(), re.MULTILINE) is not None
 
 
 def _has_key(overrides: list[str], key: str, roots: list[Path]) -> bool:

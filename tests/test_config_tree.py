@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,7 +33,10 @@ NEEDED = {
     ("model", "hf"): ["model.id=owner/name"],
     ("dataset", "file"): ["dataset.path=data.jsonl"],
     ("dataset", "hub"): ["dataset.path=openai/gsm8k"],
-    ("method", "finetune/sdft"): ["dataset.loss_on=completion"],  # it answers the prompts
+    **{
+        ("method", name): ["dataset.loss_on=completion"]  # they answer the prompts
+        for name in ("finetune/sdft", "preference/online_dpo", "preference/xpo", "preference/on_mc_po")
+    },
     ("method", "merging/model_soup"): [
         "model.from_run=null",
         "model.from_runs=[['experiment=mini/pretraining','seed=1'],['experiment=mini/pretraining','seed=2']]",
@@ -90,8 +94,8 @@ def test_every_choice_composes_and_passes_the_check(number: int) -> None:
     if chosen["method"].startswith("merging/"):  # what it takes are runs
         chosen["model"] = "mini"
     runs = fitted(chosen)
-    assert {fitting["method"] for fitting in runs} >= {chosen["method"]}
-    assert {fitting["dataset"] for fitting in runs} >= {chosen["dataset"]}
+    for group in ("method", "dataset", "model"):
+        assert chosen[group] in {fitting[group] for fitting in runs}
     for fitting in runs:
         words = [f"{group}={name}" for group, name in fitting.items()]
         needed = [word for choice in fitting.items() for word in NEEDED.get(choice, [])]
@@ -99,14 +103,23 @@ def test_every_choice_composes_and_passes_the_check(number: int) -> None:
         assert {group: spec.choices[group] for group in fitting} == fitting
 
 
+@cache
 def data_of(method: str) -> tuple[str, ...]:
     return tuple(read(target_of("method", method)[0]).attributes.get("data") or ())
 
 
-def needs_no_model(method: str) -> bool:
-    return "none" in read(target_of("method", method)[0]).attributes["kinds"]
+@cache
+def kinds_of(method: str) -> tuple[str, ...]:
+    return tuple(read(target_of("method", method)[0]).attributes["kinds"])
 
 
+@cache
+def kind_of(model: str) -> str:
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{model}.yaml"), resolve=False)
+    return str(loaded.get("kind", "causal"))
+
+
+@cache
 def type_of(dataset: str) -> str:
     loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml"), resolve=False)
     if "_target_" in loaded:
@@ -114,27 +127,42 @@ def type_of(dataset: str) -> str:
     return str(loaded.get("type", "completion"))
 
 
+# A model of each kind, and what is measured of it.
+KINDS = {"causal": ("mini", "none"), "image": ("digits_cnn", "images"), "none": ("none", "none")}
+
+
 def fitted(chosen: dict[str, str]) -> list[dict[str, str]]:
-    """Choices that go together: those, or several with one of those each and others that fit it."""
+    """Choices that go together: those, or several with some of those each and others that fit them."""
 
-    def fits(method: str, dataset: str) -> bool:
-        return not data_of(method) or type_of(dataset) in data_of(method)
+    def fits(method: str, dataset: str, kind: str) -> bool:
+        found = type_of(dataset)
+        of_kind = kind == "none" or (found == "images") == (kind == "image")
+        return of_kind and (not data_of(method) or found in data_of(method))
 
-    found = []
-    for without_model in (False, True):
-        methods = [name for name in CHOSEN["method"] if needs_no_model(name) == without_model and "merging" not in name]
-        datasets = [name for name in CHOSEN["dataset"] if any(data_of(m) and fits(m, name) for m in methods)]
-        own = {"model": "none", "evaluation": "none"} if without_model else {}
-        if not without_model and chosen["model"] == "none":
-            own = {"model": "mini"}
-        pairs = set()
-        if needs_no_model(chosen["method"]) == without_model:
-            candidates = [chosen["dataset"], *datasets]
-            pairs.add((chosen["method"], next(name for name in candidates if fits(chosen["method"], name))))
-        if chosen["dataset"] in datasets and chosen["dataset"] not in {dataset for _, dataset in pairs}:
-            fitting = next(name for name in methods if data_of(name) and fits(name, chosen["dataset"]))
-            pairs.add((fitting, chosen["dataset"]))
-        found += [{**chosen, **own, "method": method, "dataset": dataset} for method, dataset in sorted(pairs)]
+    found: list[dict[str, str]] = []
+    # The kind of the chosen model first: where the others fit it, one run has them all.
+    for kind in sorted(KINDS, key=lambda kind: kind != kind_of(chosen["model"])):
+        model, evaluation = KINDS[kind]
+        own = {"model": chosen["model"] if kind_of(chosen["model"]) == kind else model, "evaluation": evaluation}
+        if kind == "causal" and chosen["evaluation"] != "images":
+            own["evaluation"] = chosen["evaluation"]
+        methods = [
+            name for name in CHOSEN["method"] if kind in kinds_of(name) and "merging" not in name and data_of(name)
+        ]
+        datasets = [name for name in CHOSEN["dataset"] if any(fits(method, name, kind) for method in methods)]
+
+        def missing(group: str) -> bool:
+            return chosen[group] not in {fitting[group] for fitting in found}
+
+        if missing("method") and kind in kinds_of(chosen["method"]):
+            candidates = [name for name in (chosen["dataset"], *datasets) if fits(chosen["method"], name, kind)]
+            found.append({**chosen, **own, "dataset": candidates[0]})
+        if missing("dataset") and chosen["dataset"] in datasets:
+            method = next(name for name in methods if fits(name, chosen["dataset"], kind))
+            found.append({**chosen, **own, "method": method})
+        if missing("model") and own["model"] == chosen["model"]:
+            method = next(name for name in methods if fits(name, datasets[0], kind))
+            found.append({**chosen, **own, "method": method, "dataset": datasets[0]})
     return found
 
 
@@ -278,7 +306,7 @@ def test_columns_are_measured_by_the_evaluation(name: str, scale: str) -> None:
     experiment = load_experiment(name, ROOTS)
     spec = run_spec([f"experiment={name}", f"scale={scale}", "evaluation.confirm_run_unsafe_code=true"])
     asked = {task["name"] for task in spec.config["evaluation"]["tasks"]}
-    asked |= {name for name in ("kl_to_base", "preference", "judge") if spec.config["evaluation"][name]}
+    asked |= {name for name in ("kl_to_base", "preference", "judge", "accuracy") if spec.config["evaluation"][name]}
     measured = asked | {leaf["task"] for name in asked for _, leaf in task_index._leaves(name, task_index._roots(None))}
     metrics = [column["metric"] for column in experiment["columns"][scale].values() if "metric" in column]
     if spec.config["model"]["kind"] == "none":  # the method's own, which are known when it has run
