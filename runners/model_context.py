@@ -53,6 +53,7 @@ class ModelContext(RunContext):
         self._reports: dict[str, float] = {}  # of the parts
         self._being_replaced = False
         self._training = False  # from then on no role is what training starts from
+        _ = self.tokenizer  # a mistake in it is told at once
         self._first_role = next(iter((*self.method.trained, *self.method.frozen)), "policy")
         self.start = Start(spec, self._untrained, self.tell, rank, world)
 

@@ -192,7 +192,7 @@ def _what_is_measured(words: list[str]) -> list[str]:
 
 
 def _keep_what_fits(experiment: dict[str, Any], rows: Mapping[str, Any]) -> None:
-    """Leave out published entries, claims, columns and the baseline of rows that this command does not show."""
+    """Leave out what is said of rows that this command does not show: published, claims, columns, curves, baseline."""
     gone = _columns_below(experiment, rows)
     if gone:
         experiment["columns"] = {
@@ -209,6 +209,9 @@ def _keep_what_fits(experiment: dict[str, Any], rows: Mapping[str, Any]) -> None
             if all(entry.get(role) in (None, *rows) for role in ("row", "minus", "over", "beats"))
             and entry.get("column") not in gone
         ]
+    curves = experiment.get("curves") or []
+    shown = [{**curve, "rows": [row for row in curve.get("rows") or rows if row in rows]} for curve in curves]
+    experiment["curves"] = [curve for curve in shown if curve["rows"]]
     if experiment.get("baseline") not in rows:
         experiment["baseline"] = None
     experiment["rows"] = {  # a row whose own baseline is not shown is its own: it has no gap

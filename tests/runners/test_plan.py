@@ -102,6 +102,11 @@ def test_claims_and_published_entries_of_rows_not_shown_are_left_out(words: list
     assert part.experiment["baseline"] is None
 
 
+def test_curves_are_of_the_rows_that_are_shown() -> None:
+    (plan,) = plans(["experiment=on_policy/low_density", "row=dpo-1,ipo-1,dpo-20"])
+    assert [curve["rows"] for curve in plan.experiment["curves"]] == [["dpo-1", "ipo-1"], ["dpo-20"]]
+
+
 # Sweeps of rows, means of rows, drops --------------------------------------------------------------------------
 
 SEARCH = """  sft: {label: SFT, overrides: [method=finetune/sft], sweep: {optimizer.lr: [1e-3, 2e-3]}}
