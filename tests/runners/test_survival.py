@@ -85,7 +85,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(processes: int, 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_told_to_stop_it_writes_a_checkpoint_and_says_that_it_can_be_resumed(own_folder: Path, number: int) -> None:
-    words = slow(own_folder, f"told_{int(number)}", 0.2)
+    words = slow(own_folder, f"told_{int(number)}", 0.5)
     words[words.index("training.checkpoint_every=2")] = "training.checkpoint_every=null"
     assert retable(*words, "outputs=whole").code == 0
     process = start(*words)
@@ -105,7 +105,7 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_that_it_can_be_resumed(own
 
 
 def test_a_sweep_told_to_stop_starts_no_other_cell(own_folder: Path) -> None:
-    words = slow(own_folder, "told_sweep", 0.2)
+    words = slow(own_folder, "told_sweep", 0.5)
     process = start("-m", *words, "seed=1,2")
     wait_for(lambda: logged_steps() >= 2, process)
     process.send_signal(signal.SIGTERM)
@@ -115,7 +115,7 @@ def test_a_sweep_told_to_stop_starts_no_other_cell(own_folder: Path) -> None:
 
 
 def test_two_processes_are_told_to_stop_by_their_command(own_folder: Path) -> None:
-    words = [*slow(own_folder, "told_two", 0.3), "processes=2"]
+    words = [*slow(own_folder, "told_two", 0.5), "processes=2"]
     assert retable(*words, "outputs=whole").code == 0
     process = start(*words)
     wait_for(lambda: logged_steps() >= 2, process)
