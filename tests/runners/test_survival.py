@@ -139,7 +139,7 @@ def test_told_to_stop_before_its_workers_are_there_it_stops(own_folder: Path) ->
 
 
 def test_told_to_stop_while_it_waits_for_another_it_stops(own_folder: Path) -> None:
-    words = slow(own_folder, "told_waiting", 1.5)
+    words = slow(own_folder, "told_waiting", 4.0)
     first = start(*words)
     wait_for(lambda: logged_steps() >= 1, first)
     second = start(*words)
@@ -251,7 +251,7 @@ def test_half_a_run_of_another_source_is_not_continued(own_folder: Path, monkeyp
 
 
 def test_of_two_commands_for_one_run_one_works_and_the_other_waits(own_folder: Path) -> None:
-    words = slow(own_folder, "twice", 1.5)
+    words = slow(own_folder, "twice", 3.0)
     first = start(*words)
     wait_for(lambda: logged_steps() >= 1, first)
     refused = retable(*words, "busy=fail")
