@@ -1,0 +1,1 @@
+"""Mixtures of experts and how they are fitted: EM, gradient EM, gradient descent."""
