@@ -1,0 +1,1 @@
+"""What is done with the samples of a model, and what it costs."""
