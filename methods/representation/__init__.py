@@ -1,0 +1,1 @@
+"""Autoencoders and what their codes are held to: priors, divergences, MMD."""
