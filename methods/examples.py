@@ -1,8 +1,10 @@
 """Tokenised training sequences: what a data set, generated text and replayed text have in common."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +47,14 @@ class Examples:
         """
         arrays: list[NDArray[np.int32]] = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
         lengths = np.array([len(array) for array in arrays], dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        starts = _starts(lengths)
         tokens = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
         groups = None
         if group_sizes is not None:
             sizes = np.array(list(group_sizes), dtype=np.int64)
             if sizes.sum() != len(arrays) or (sizes < 1).any():
                 raise ValueError(f"group_sizes must be >= 1 and sum to {len(arrays)}, the sequences, got {sizes.sum()}")
-            groups = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+            groups = _starts(sizes)
         told = None if labels is None else np.array(list(labels), dtype=np.float32)
         if told is not None and len(told) != len(arrays):
             raise ValueError(f"labels must be one for each of {len(arrays)} sequences, got {len(told)}")
@@ -110,6 +112,23 @@ class Examples:
             None if self.labels is None else [float(self.labels[i]) for i in members],
         )
 
+    def of_groups(self, kept_K: NDArray[np.int64]) -> Self:
+        """These groups alone, in this order."""
+        groups = self.groups
+        members = np.concatenate([np.arange(groups[g], groups[g + 1]) for g in kept_K])
+        return self._of_members(members, np.diff(groups)[kept_K])
+
+    def _of_members(self, members_M: NDArray[np.int64], sizes_K: NDArray[np.int64]) -> Self:
+        """These sequences, in groups of these sizes."""
+        return dataclasses.replace(
+            self,
+            tokens=np.concatenate([self.sequence(int(index)) for index in members_M]),
+            starts=_starts(self.lengths[members_M]),
+            targets=self.targets[members_M],
+            group_starts=None if self.group_starts is None else _starts(sizes_K),
+            labels=None if self.labels is None else self.labels[members_M],
+        )
+
     def prompt(self, index: int) -> NDArray[np.int32]:
         """What stands before the first token that carries loss."""
         return self.sequence(index)[: self.targets[index]]
@@ -117,3 +136,8 @@ class Examples:
     def response(self, index: int) -> NDArray[np.int32]:
         """The tokens that carry loss."""
         return self.sequence(index)[self.targets[index] :]
+
+
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of several stretches begins, and the end. Shape [n + 1]."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

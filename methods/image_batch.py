@@ -5,8 +5,10 @@ So what a method computes per target token it computes per image, and fine-tunin
 Legend: as in `methods/batch.py`; n examples, C channels, H rows, W columns. B, S and K are the images of a batch.
 """
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,9 @@ class ImageExamples(Examples):
             targets=np.zeros(count, dtype=np.int64),
             pixels=pixels,
         )
+
+    def _of_members(self, members_M: NDArray[np.int64], sizes_K: NDArray[np.int64]) -> Self:
+        return dataclasses.replace(super()._of_members(members_M, sizes_K), pixels=self.pixels[members_M])
 
     def digest(self) -> str:
         """A hash of images and labels."""

@@ -34,8 +34,8 @@ class ImagesConfig:
     """source: digits (of scikit-learn, 8 x 8), hub or file. path: of the hub or, for a file, its training part.
 
     split, test_split: names on the hub; for source file, test_split is the file to test on. held_out: share of the
-    images of `split` that are tested on in place of `test_split`, drawn once for all seeds. data_root: a folder that may
-    hold a local copy. image, label: columns. limit: the first so many training images.
+    training images that are tested on in place of the test images, drawn once for all seeds. data_root: a folder that
+    may hold a local copy. image, label: columns. limit: the first so many training images.
 
     classes: only images of these, numbered in this order; null: all. resize, mean, std, crop_padding, flip: what is
     done to an image before a model sees it (`Transform`); mean and std are one number, or one per channel. Of a picture

@@ -146,6 +146,7 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
     fingerprint.check_files(config)
     _check_skill("dataset", config["dataset"])
     _check_data(config, chosen)
+    _check_select(config, chosen)
     for key, reward in fingerprint.rewards(config):
         try:
             check_reward(reward, key)
@@ -175,7 +176,7 @@ def _check_without_model(config: dict[str, Any], chosen: dict[str, str]) -> None
     Raises:
         UserError: it is.
     """
-    for key in ("tasks", "kl_to_base", "preference", "judge"):
+    for key in ("tasks", "kl_to_base", "preference", "judge", "mauve"):
         if config["evaluation"][key]:
             raise UserError(
                 f"evaluation={chosen['evaluation']}: measures a model (evaluation.{key}), and model=none is none; "
@@ -199,7 +200,7 @@ def _check_images(config: dict[str, Any], chosen: dict[str, str]) -> None:
             f"dataset={chosen['dataset']}: model.kind=image needs a data set of images, got "
             f"{data_type(config['dataset'])}"
         )
-    for key in ("tasks", "kl_to_base", "preference", "judge"):
+    for key in ("tasks", "kl_to_base", "preference", "judge", "mauve"):
         if config["evaluation"][key]:
             raise UserError(
                 f"evaluation={chosen['evaluation']}: measures a language model (evaluation.{key}), got "
@@ -235,7 +236,7 @@ def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
     Raises:
         UserError: with the reason.
     """
-    for name, needed in (("preference", "pair"), ("judge", "completion")):
+    for name, needed in (("preference", "pair"), ("judge", "completion"), ("mauve", "completion")):
         if evaluation[name] is None:
             continue
         where, data = f"evaluation.{name}.dataset", evaluation[name]["dataset"]
@@ -249,10 +250,8 @@ def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
         _check_skill(where, data)
         if data["type"] != needed:
             raise UserError(f"{where}.type={data['type']}: must be {needed} ({_NEEDS[needed]})")
-        if name == "judge" and data["layout"] != "columns":
-            raise UserError(
-                f"{where}.layout={data['layout']}: must be columns, as the judge is shown the prompt's text"
-            )
+        if name != "preference" and data["layout"] != "columns":
+            raise UserError(f"{where}.layout={data['layout']}: must be columns, as the prompt's text is looked at")
 
 
 _NEEDS = {
@@ -288,6 +287,53 @@ def _check_data(config: dict[str, Any], chosen: dict[str, str]) -> None:
         raise UserError(
             f"mix.dataset.type={mixed['type']}: mix={chosen['mix']} needs completion ({_NEEDS['completion']})"
         )
+
+
+def selector(name: str) -> str:
+    """The dotted path of the class of a selector that `dataset.select` names."""
+    return name if "." in name else f"methods.selection.{name}.{''.join(part.capitalize() for part in name.split('_'))}"
+
+
+def _check_select(config: dict[str, Any], chosen: dict[str, str]) -> None:
+    """A selector is there, chooses by embeddings alone, and has these hyper-parameters.
+
+    Raises:
+        UserError: with the reason.
+    """
+    for group, dataset in fingerprint.data_sets(config):
+        if dataset.get("select") and group != "dataset":
+            raise UserError(f"{group}.select={dataset['select']}: only training examples (dataset.select) are selected")
+    dataset = config["dataset"]
+    name, options = dataset.get("select"), dataset.get("select_options")
+    if not name:
+        for key in ("select_options", "select_run"):
+            if dataset.get(key):
+                raise UserError(f"dataset.{key}={dataset[key]}: needs dataset.select, the selector that it is for")
+        return
+    trained = signatures.read(config["method"]["_target_"]).attributes.get("trained")
+    if config["model"]["kind"] == "none" or not trained:
+        raise UserError(f"dataset.select={name}: method={chosen['method']} trains no model on examples; leave it out")
+    try:
+        target = signatures.read(selector(name))
+    except UserError as error:
+        folder = signatures.module_path("methods.selection")
+        known = [path.stem for path in folder.parent.glob("*.py")] if folder else []
+        raise UserError(f"dataset.select={name}: no such selector{nearest(name, known)} ({error})") from error
+    if "features" not in (target.attributes.get("data") or ()) or target.config is None:
+        raise UserError(
+            f"dataset.select={name}: must choose by embeddings alone, as gm_matching does; a selector that trains a "
+            f"network of its own runs as method=selection/{name}"
+        )
+    # What all selectors have besides is for the runs in which they are the method.
+    base = signatures.read("methods.selection.base.Embedded").config
+    assert base is not None
+    others = {field.name for field in dataclasses.fields(base)}
+    if config["model"]["kind"] == "image":
+        others -= {"per_class"}
+    for key in options or {}:
+        if key in others:
+            raise UserError(f"dataset.select_options.{key}: is of no use here; leave it out")
+    check_values("dataset.select_options", target.config, options or {})
 
 
 def data_type(dataset: dict[str, Any]) -> str:

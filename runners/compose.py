@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runners import fingerprint, signatures
-from runners.checks import check_groups, validation_tasks
+from runners.checks import check_groups, selector, validation_tasks
 from runners.errors import UserError, nearest
 from runners.expand import check_choices, choices, config_roots, expand, plugin_overrides, preset, value_of, without
-from runners.schema import GROUPS, PARTS, TARGETS, Root
+from runners.schema import GROUPS, PARTS, SELECTION, TARGETS, Root
 
 # Keys that say only where a run happens and where it is logged: not part of its identity.
 _WHERE = {
@@ -51,6 +51,7 @@ class RunSpec:
     choices: dict[str, str]  # group -> chosen name
     parents: tuple["RunSpec", ...] = ()  # the run that model.from_run names, or those of model.from_runs
     reference: "RunSpec | None" = None  # the run that model.reference_run names
+    selecting: "RunSpec | None" = None  # the run that dataset.select_run names
 
     @property
     def experiment(self) -> str:
@@ -99,8 +100,8 @@ class RunSpec:
 
     @property
     def named(self) -> tuple["RunSpec", ...]:
-        """The runs that its configuration names: those it starts from, and that of its reference."""
-        return (*self.parents, *([self.reference] if self.reference else []))
+        """The runs that its configuration names: those it starts from, that of its reference, that of its selector."""
+        return (*self.parents, *(spec for spec in (self.reference, self.selecting) if spec is not None))
 
     @cached_property
     def identity(self) -> str:
@@ -121,6 +122,8 @@ class RunSpec:
             roots += fingerprint.ENGINE_MODULES
         if "_target_" in self.config["dataset"]:
             roots.append(self.config["dataset"]["_target_"].rpartition(".")[0])
+        if self.config["dataset"].get("select"):
+            roots += [selector(self.config["dataset"]["select"]).rpartition(".")[0], "runners.selecting"]
         for part in PARTS:
             if self.config[part]["_target_"]:
                 roots.append(self.config[part]["_target_"].rpartition(".")[0])
@@ -162,30 +165,40 @@ class RunSpec:
         if decides["model"].pop("reference_run"):
             assert self.reference is not None
             decides["model"]["reference_run"] = self.reference.identity
+        if decides["dataset"].get("select_run"):
+            assert self.selecting is not None
+            decides["dataset"]["select_run"] = self.selecting.identity
         target = signatures.read(self.config["method"]["_target_"])
         if target.attributes.get("couples") == "micro-batch" or decides["model"]["kind"] == "image":
             # The micro-batch changes the result of an objective that couples its examples, and batch norms couple them.
             decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
             decides["training"]["processes"] = max(self.config["gpus"], self.config["processes"]) * self.config["nodes"]
         decides["content"] = fingerprint.of_inputs(self.config)
-        for name in ("preference", "judge", "accuracy"):
+        for name in ("preference", "judge", "mauve", "accuracy"):
             if not decides["evaluation"][name]:
                 del decides["evaluation"][name]
         if decides["model"]["classes"] is None:
             del decides["model"]["classes"]
+        if decides["training"]["schedule"] != "step":
+            del decides["training"]["milestones"], decides["training"]["decay"]
         for key in _HOW_ASKED:
             decides["evaluation"].get("judge", {}).pop(key, None)
         _without_places(decides)
         local = [(decides["model"], "id"), (decides["model"], "tokenizer")]
-        for settings, key in (*local, *((reward, "model") for _, reward in fingerprint.rewards(decides))):
+        local += [(reward, "model") for _, reward in fingerprint.rewards(decides)]
+        local.append((decides["evaluation"].get("mauve", {}), "embedding"))
+        for settings, key in local:
             if settings.get(key) is not None and Path(settings[key]).is_dir():
                 del settings[key]
         return decides
 
 
 def _without_places(decides: dict[str, Any]) -> dict[str, Any]:
-    """What lies at a local path decides, not where it lies."""
+    """What lies at a local path decides, not where it lies; what selects decides only where something is selected."""
     for _, dataset in fingerprint.data_sets(decides):
+        if not dataset.get("select"):
+            for key in SELECTION:
+                dataset.pop(key, None)
         for key in (*_WHERE["dataset"], *(("path",) if dataset.get("source") == "file" else ())):
             dataset.pop(key, None)
     return decides
@@ -225,7 +238,9 @@ def run_spec(
     found = tuple(_parent(key, words, overrides, children, parents) for key, words in named)
     other = model["reference_run"]
     reference = _parent("reference_run", other, overrides, children, parents) if other else None
-    spec = RunSpec(checked, overrides, chosen, found, reference)
+    by = checked["dataset"].get("select_run")
+    selecting = _parent("select_run", by, overrides, children, parents, group="dataset") if by else None
+    spec = RunSpec(checked, overrides, chosen, found, reference, selecting)
     _check_parents(spec)
     return spec
 
@@ -252,11 +267,17 @@ def _check_parents(spec: RunSpec) -> None:
 
 
 def _parent(
-    origin: str, named: list[str], overrides: list[str], children: tuple[str, ...], parents: Parents
+    origin: str,
+    named: list[str],
+    overrides: list[str],
+    children: tuple[str, ...],
+    parents: Parents,
+    *,
+    group: str = "model",
 ) -> RunSpec:
     key = " ".join(named)
     if key in children:
-        raise UserError(f"model.{origin}={named}: must not lead back to the run itself")
+        raise UserError(f"{group}.{origin}={named}: must not lead back to the run itself")
     # Where things are kept and logged is the child's choice; what is computed is the parent's own.
     inherited = [
         word
@@ -269,7 +290,7 @@ def _parent(
         if words not in parents:
             parents[words] = run_spec(list(words), children=(*children, key), parents=parents)
     except UserError as error:
-        raise UserError(f"model.{origin}={named}: {error}") from error
+        raise UserError(f"{group}.{origin}={named}: {error}") from error
     return parents[words]
 
 

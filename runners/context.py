@@ -10,6 +10,7 @@ from methods.dataset import Dataset
 from methods.method import Method
 from methods.mix.base import Mix
 from methods.penalty.base import Penalty
+from methods.selection.base import Selector
 from runners import preemption, processes, signatures, training
 from runners.compose import RunSpec
 from runners.errors import UserError
@@ -17,7 +18,7 @@ from runners.progress import progress
 from runners.record import Recorder
 from runners.tracker import Tracker
 
-T = TypeVar("T", Method, Adapter, Penalty, Mix, Dataset)
+T = TypeVar("T", Method, Adapter, Penalty, Mix, Dataset, Selector)
 
 
 class RunContext:

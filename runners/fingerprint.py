@@ -165,18 +165,19 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
             if Path(name).is_dir()
             else _hub_revision(name, model["revision"] if key == "id" else None, "model")
         )
-    for key, reward in rewards(config):
-        name = reward.get("model")
+    others = [(f"{key}.model", reward.get("model")) for key, reward in rewards(config)]
+    embedding = (config["evaluation"].get("mauve") or {}).get("embedding")
+    others.append(("evaluation.mauve.embedding", None if embedding == "terms" else embedding))
+    for key, name in others:
         if name is not None:
-            content = _of_path(Path(name)) if Path(name).is_dir() else _hub_revision(name, None, "model")
-            found[f"{key}.model"] = content
+            found[key] = _of_path(Path(name)) if Path(name).is_dir() else _hub_revision(name, None, "model")
     return found
 
 
 def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The data sets of a run: the one it is about, that of a mix which has one, those of its evaluation."""
     others = [("mix.dataset", config.get("mix", {}).get("dataset"))]
-    for name in ("preference", "judge"):
+    for name in ("preference", "judge", "mauve"):
         asked = config.get("evaluation", {}).get(name) or {}
         others.append((f"evaluation.{name}.dataset", asked.get("dataset")))
     others.append(("evaluation.accuracy.source", (config.get("evaluation", {}).get("accuracy") or {}).get("source")))
@@ -191,8 +192,11 @@ def rewards(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:
+    tested = dataset.get("test_split")  # of images
     if dataset.get("source") == "file":
-        return _of_path(Path(dataset["path"]))
+        content = _of_path(Path(dataset["path"]))
+        # What is tested on decides too; where it is missing, loading says so.
+        return of_data([content, _of_path(Path(tested))]) if tested and Path(tested).is_file() else content
     if dataset.get("source") != "hub":
         return None  # generated, by source that is fingerprinted elsewhere
     copy = local_copy(dataset["path"], dataset.get("data_root"), dataset.get("data_dir"))
@@ -203,7 +207,8 @@ def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:
             f"{group}.split={dataset['split']}: the local copy of {dataset['path']} below "
             f"{dataset['data_root']} has only {', '.join(copy)}"
         )
-    return _of_path(copy[dataset["split"]])
+    content = _of_path(copy[dataset["split"]])
+    return of_data([content, _of_path(copy[tested])]) if tested in copy else content
 
 
 def check_files(config: dict[str, Any]) -> None:

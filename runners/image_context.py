@@ -5,8 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
+from methods.examples import Examples
 from methods.image_batch import ImageExamples
 from methods.images import ImageData
 from runners.batches import Batches
@@ -22,11 +25,26 @@ class ImageContext(ModelContext):
     tokenizer = None
 
     @cached_property
-    def _original(self) -> Batches:
+    def _everything(self) -> Batches:
         data: ImageData = self.dataset
+        return self._batches_of(ImageExamples.of_images(data.images, data.labels))
+
+    @property
+    def _classes_to_select(self) -> NDArray[np.int64]:
+        labels: NDArray[np.int64] = self.dataset.labels
+        return labels
+
+    def _note_kept(self, kept_K: NDArray[np.int64]) -> None:
+        super()._note_kept(kept_K)
+        data: ImageData = self.dataset
+        wrong_K = data.labels[kept_K] != data.clean_labels[kept_K]
+        self._reports["data/wrong_labels_kept"] = float(wrong_K.mean())
+        self._reports["data/corrupted_kept"] = float(data.is_corrupted[kept_K].mean())
+
+    def _batches_of(self, examples: Examples, ratio: float = 1.0) -> Batches:
         training = self.config["training"]
         return ImageBatches(
-            ImageExamples.of_images(data.images, data.labels),
+            examples,
             training["batch_size"],
             training["micro_batch_size"],
             False,
@@ -35,7 +53,7 @@ class ImageContext(ModelContext):
             self.seed,
             self._rank,
             self._world,
-            transform=data.transform,
+            transform=self.dataset.transform,
         )
 
     def load(self, settings: Mapping[str, Any], folder: Path | None, dtype: str | None = None) -> nn.Module:

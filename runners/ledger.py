@@ -160,10 +160,7 @@ def _write(path: Path, book: dict[str, Any], plan: Plan, specs: Sequence[RunSpec
     while used:  # the cells', then their parents'
         configurations |= {identity: known[identity] for identity in used if identity in known}
         parents = {
-            parent
-            for identity in used
-            if identity in configurations
-            for parent in _parents(configurations[identity].get("model", {}))
+            parent for identity in used if identity in configurations for parent in _parents(configurations[identity])
         }
         used = {parent for parent in parents if parent not in configurations}
     written = {"cells": book["cells"], "configurations": configurations}
@@ -179,11 +176,13 @@ def _configurations(spec: RunSpec) -> dict[str, Any]:
     return {**parents, spec.identity: own}
 
 
-def _parents(model: Mapping[str, Any]) -> list[str]:
-    """The identities that stand in `model:` for the runs it starts from."""
-    one, reference = model.get("from_run"), model.get("reference_run")
+def _parents(configuration: Mapping[str, Any]) -> list[str]:
+    """The identities that stand in a configuration for the runs that it names."""
+    model, dataset = configuration.get("model", {}), configuration.get("dataset", {})
+    one = model.get("from_run")
     several = [one] if one is not None else list(model.get("from_runs") or ())
-    return several + ([reference] if reference is not None else [])
+    others = model.get("reference_run"), dataset.get("select_run")
+    return several + [identity for identity in others if identity is not None]
 
 
 def _whole(identity: str, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,11 +190,12 @@ def _whole(identity: str, known: Mapping[str, Any]) -> dict[str, Any]:
     found = known.get(identity)
     if found is None:
         return {"identity": identity}
-    parents = [_whole(parent, known) for parent in _parents(found.get("model", {}))]
+    parents = [_whole(parent, known) for parent in _parents(found)]
     if not parents:
         return dict(found)
-    model = {
-        key: value for key, value in found["model"].items() if key not in ("from_run", "from_runs", "reference_run")
+    without = {
+        group: {key: value for key, value in found[group].items() if key not in keys}
+        for group, keys in {"model": ("from_run", "from_runs", "reference_run"), "dataset": ("select_run",)}.items()
     }
     named = {"parent": parents[0]} if len(parents) == 1 else {"parents": {str(n): p for n, p in enumerate(parents)}}
-    return {**found, "model": model, **named}
+    return {**found, **without, **named}

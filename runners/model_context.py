@@ -22,7 +22,7 @@ from methods.method import Method
 from methods.mix.base import Mix
 from methods.objective import Objective
 from methods.penalty.base import Penalty
-from runners import checkpoints, processes, record, training
+from runners import checkpoints, processes, record, selecting, training
 from runners.batches import Batches, make_batches
 from runners.compose import RunSpec
 from runners.context import RunContext, build
@@ -73,12 +73,12 @@ class ModelContext(RunContext):
     def texts(self) -> list[tuple[str, str]]:
         """Prompt and completion of the training examples, before they were tokenised, in their order."""
         found = texts(load_rows(self.config["dataset"]), self.config["dataset"], self.tokenizer)
-        if len(found) != len(self._original.examples):
+        if len(found) != len(self._everything.examples):
             raise UserError(
                 "training.too_long=drop: the texts of all examples are needed, and "
-                f"{len(found) - len(self._original.examples)} were dropped; set it to error or truncate"
+                f"{len(found) - len(self._everything.examples)} were dropped; set it to error or truncate"
             )
-        return found
+        return found if self._kept is None else [found[index] for index in self._kept]
 
     def tokenized(self, dataset: Mapping[str, Any]) -> Examples:
         """The examples of `dataset:` settings."""
@@ -98,8 +98,60 @@ class ModelContext(RunContext):
         return examples
 
     @cached_property
-    def _original(self) -> Batches:
+    def _everything(self) -> Batches:
+        """The data set as it is."""
         return self._batches_of(self.tokenized(self.config["dataset"]))
+
+    @cached_property
+    def _original(self) -> Batches:
+        """What `dataset.select` keeps of the data set."""
+        everything = self._everything
+        return everything if self._kept is None else self._batches_of(everything.examples.of_groups(self._kept))
+
+    @cached_property
+    def _kept(self) -> NDArray[np.int64] | None:
+        """Which examples `dataset.select` keeps; None: all."""
+        settings = self.config["dataset"]
+        if not settings["select"]:
+            return None
+        kept = processes.first_decides(lambda: selecting.remembered(self.folder))
+        if kept is None:
+            kept = self._choose(settings)
+            if self._rank == 0:
+                selecting.remember(self.folder, kept)
+        self._note_kept(kept)
+        return kept
+
+    def _choose(self, settings: Mapping[str, Any]) -> NDArray[np.int64]:
+        """What the selector of `dataset:` settings keeps."""
+        examples = self._everything.examples
+        model: list[nn.Module] = []  # loaded where the embeddings are not in the cache
+
+        def embedding_model() -> nn.Module:
+            if not model:
+                model.append(frozen_engine(self._selecting_model(), self.config["engine"]))
+            return model[0]
+
+        start = Start(self.spec, embedding_model, self.tell, self._rank, self._world, of=self.spec.selecting)
+        embedding_SD = start.measure("embeddings to select by", self._everything, self.kind.embed, "example")
+        for loaded in model:
+            close_frozen(loaded)
+        of_groups_ND = np.add.reduceat(embedding_SD, examples.groups[:-1]) / np.diff(examples.groups)[:, None]
+        return selecting.chosen(settings, of_groups_ND, self._classes_to_select, self.seed)
+
+    @property
+    def _classes_to_select(self) -> NDArray[np.int64] | None:
+        """The class of every example; text has none."""
+        return None
+
+    def _note_kept(self, kept_K: NDArray[np.int64]) -> None:
+        """Report what was kept."""
+        self._reports["data/kept"] = float(len(kept_K))
+
+    def _selecting_model(self) -> nn.Module:
+        """The model of the run of `dataset.select_run`, or that which training starts from."""
+        run = self.spec.selecting
+        return self._starting_model() if run is None else self._final_model(run, "dataset.select_run")
 
     @cached_property
     def _data(self) -> Batches:
@@ -177,14 +229,20 @@ class ModelContext(RunContext):
     def _reference_model(self) -> nn.Module:
         """The model of the run of `model.reference_run`."""
         assert self.spec.reference is not None
-        folder = record.weights(self.spec.reference)[0]
-        settings = {**self.config["model"], "from_run": ["a run"], "id": None, "architecture": None}
-        theirs = load_tokenizer({**settings, "tokenizer": None}, folder)
-        if theirs.get_vocab() != self.tokenizer.get_vocab():
-            raise UserError(
-                f"model.reference_run={self.config['model']['reference_run']}: must have the tokenizer of the model "
-                "that is trained; their log-probabilities are of different tokens"
-            )
+        return self._final_model(self.spec.reference, "model.reference_run")
+
+    def _final_model(self, run: RunSpec, key: str) -> nn.Module:
+        """The final model of another run, which the configuration names by `key`; loaded as the run's own is."""
+        folder = record.weights(run)[0]
+        settings = {**self.config["model"], "from_run": ["a run"], "id": None, "architecture": None, "classes": None}
+        if self.tokenizer is not None:
+            theirs = load_tokenizer({**settings, "tokenizer": None}, folder)
+            if theirs.get_vocab() != self.tokenizer.get_vocab():
+                group, _, name = key.partition(".")
+                raise UserError(
+                    f"{key}={self.config[group][name]}: must have the tokenizer of the model that is trained; it would "
+                    "see other tokens"
+                )
         return self.load(settings, folder)
 
     def load(self, settings: Mapping[str, Any], folder: Path | None, dtype: str | None = None) -> nn.Module:
@@ -247,7 +305,9 @@ class ModelContext(RunContext):
         """Measure every training example once; cached by model and data."""
         if role != "reference" or self.spec.reference is None:
             return self.start.measure(what, self._data, values, per)
-        start = Start(self.spec, lambda: self.role("reference"), self.tell, self._rank, self._world, reference=True)
+        start = Start(
+            self.spec, lambda: self.role("reference"), self.tell, self._rank, self._world, of=self.spec.reference
+        )
         measured = start.measure(what, self._data, values, per)
         if "reference" in self._roles and "reference" not in self.method.frozen:  # it was needed for this alone
             close_frozen(self._roles.pop("reference"))

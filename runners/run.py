@@ -36,10 +36,13 @@ from runners.image_context import ImageContext
 from runners.measuring.accuracy import with_accuracy
 from runners.measuring.judge import Questions, questions, with_judge
 from runners.measuring.kl_to_base import with_kl_to_base
+from runners.measuring.mauve import continued, with_mauve
 from runners.measuring.preference import HeldOut, held_out, with_preference
+from runners.measuring.sampling import Prompt
 from runners.measuring.tasks import by_lm_eval
 from runners.model_context import ModelContext
 from runners.record import Recorder
+from runners.selecting import KEPT
 from runners.tracker import NullTracker, Tracker, open_tracker
 
 log = logging.getLogger(__name__)
@@ -150,7 +153,7 @@ def _make_way(spec: RunSpec) -> None:
         log.info("%s: its former result is kept in %s", spec.name, record.set_aside(spec.folder))
         return
     changed = record.begun_by(spec.folder) not in (None, spec.source)
-    if changed and any((spec.folder / name).exists() for name in ("checkpoints", "method.json")):
+    if changed and any((spec.folder / name).exists() for name in ("checkpoints", "method.json", KEPT)):
         aside = record.set_aside(spec.folder)
         log.warning("%s: its source has changed meanwhile, it starts anew (its former work: %s)", spec.name, aside)
 
@@ -282,15 +285,21 @@ def _evaluation(spec: RunSpec, context: ModelContext, world: int) -> Callable[[]
     settings = spec.config["evaluation"]
     held = held_out(spec, context.tokenizer, context.parent) if settings["preference"] else None
     asked = questions(spec, context.tokenizer, context.parent) if settings["judge"] else None
-    return lambda: _evaluate(spec, context, held, asked, world)
+    prompts = continued(spec, context.tokenizer, context.parent) if settings["mauve"] else None
+    return lambda: _evaluate(spec, context, held, asked, prompts, world)
 
 
 def _evaluate(
-    spec: RunSpec, context: ModelContext, held: HeldOut | None, asked: Questions | None, world: int
+    spec: RunSpec,
+    context: ModelContext,
+    held: HeldOut | None,
+    asked: Questions | None,
+    prompts: list[Prompt] | None,
+    world: int,
 ) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]
-    others = settings["kl_to_base"] or settings["accuracy"] is not None
+    others = settings["kl_to_base"] or settings["accuracy"] is not None or prompts is not None
     if not settings["tasks"] and not others and held is None and asked is None:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
@@ -324,6 +333,8 @@ def _evaluate(
             measured = with_preference(measured, spec, held, context.tokenizer, placed, dtype, context.tell)
         if asked is not None:
             measured = with_judge(measured, spec, asked, context.tokenizer, placed, dtype, context.tell)
+        if prompts is not None:
+            measured = with_mauve(measured, spec, prompts, context.tokenizer, placed, context.tell)
         return measured
     finally:
         close_frozen(placed)

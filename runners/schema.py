@@ -108,6 +108,11 @@ class Dataset:
     add_eos: bool = True  # end the completion with EOS, which carries loss
     where: dict[str, str | int | float | bool] | None = None  # only rows with these values in these columns
     limit: PositiveInt | None = None  # take the first so many examples
+    # A selector keeps a part of the training examples (`runners/selecting.py`).
+    select: str | None = None  # its name in `methods/selection/`, or the dotted path of its class
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # share of the examples
+    select_options: dict[str, Any] | None = None  # its hyper-parameters
+    select_run: Annotated[list[str], Field(min_length=1)] | None = None  # whose final model embeds; null: the start's
 
     def __post_init__(self) -> None:
         if self.source == "mini_world" and (self.skill is None or self.size is None):
@@ -141,7 +146,11 @@ class Training:
     max_length: PositiveInt | None = None  # tokens of a training sequence, and of a packed row; null: the model's
     too_long: Literal["error", "truncate", "drop"] = "error"
     packing: bool = False
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    milestones: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = field(default_factory=lambda: [0.3, 0.6, 0.8])
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = (
+        0.1  # step: at each of these shares of the steps the rate is so much
+    )
     warmup_ratio: Fraction = 0.03  # share of the steps over which the learning rate rises linearly from 0
     clip_norm: PositiveFloat | None = 1.0  # of the global gradient; null: no clipping
     checkpoint_every: PositiveInt | None = None  # optimizer steps
@@ -154,6 +163,8 @@ class Training:
             raise ValueError(
                 f"must set exactly one of training.steps ({self.steps}) and training.epochs ({self.epochs})"
             )
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"training.milestones={self.milestones}: must rise")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -245,6 +256,23 @@ class Judge:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Mauve:
+    """MAUVE of what the model writes after prompts, against the texts of a data set."""
+
+    dataset: dict[str, Any]  # keys of `dataset:`, of type completion
+    embedding: str  # a hub id or a local folder of a model; terms: strings of characters, without a model
+    embedded_tokens: PositiveInt = 1024  # of prompt and text; what follows is not seen
+    prompts: Annotated[int, Field(ge=2)] | None = None  # the first so many different ones; null: all
+    max_new_tokens: PositiveInt = 256
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    batch_size: PositiveInt = 64  # of the generation
+    seed: NonNegativeInt = 0
+    clusters: Annotated[int, Field(ge=2)] | None = None  # null: a tenth of the texts
+    scaling: PositiveFloat = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Accuracy:
     """Of an image classifier: the share of test images of the run's data set that it classifies rightly.
 
@@ -264,6 +292,7 @@ class Evaluation:
     kl_to_base: KlToBase | None = None
     preference: Preference | None = None
     judge: Judge | None = None
+    mauve: Mauve | None = None
     accuracy: Accuracy | None = None  # of image classifiers
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # items per task, where the task states none
@@ -320,6 +349,8 @@ GROUPS: dict[str, type] = {
     "tracker": Tracker,
     "scale": Scale,
 }
+# Keys of `dataset:` that say which examples are kept.
+SELECTION = ("select", "keep", "select_options", "select_run")
 TARGETS = ("method", "optimizer")
 PARTS = ("adapter", "penalty", "mix")
 

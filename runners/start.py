@@ -36,7 +36,7 @@ class Start:
         model: gives that model, ready to be called; it is asked only when something is to be made.
         tell: from the name of a phase to a function of (done, total), for `job=status`.
         rank, world: of this process.
-        reference: it is not the model that the run starts from, but that of its reference run.
+        of: the run whose final model it is; None: it is the model that the run starts from.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Start:
         rank: int,
         world: int,
         *,
-        reference: bool = False,
+        of: RunSpec | None = None,
     ) -> None:
-        self._spec, self._model, self._tell, self._reference = spec, model, tell, reference
+        self._spec, self._model, self._tell, self._of = spec, model, tell, of
         self._rank, self._world = rank, world
         self._root = Path(spec.config["outputs"]).expanduser() / "cache"
         self._sharded = spec.config["engine"]["zero_stage"] == 3 and world > 1
@@ -70,12 +70,11 @@ class Start:
         model = {key: value for key, value in decided.what_decides()["model"].items() if key != "reference_run"}
         content = {k: v for k, v in fingerprint.of_inputs(decided.config).items() if k.startswith("model")}
         parents = decided.parents
-        if self._reference:
-            assert self._spec.reference is not None
+        if self._of is not None:
             # It is loaded as the run's own model is.
             loaded = {key: self._spec.config["model"][key] for key in ("dtype", "attention")}
-            model = {"from_run": self._spec.reference.identity, **loaded}
-            content, parents = {}, (self._spec.reference,)
+            model = {"from_run": self._of.identity, **loaded}
+            content, parents = {}, (self._of,)
         return {
             "model": model,
             "content": content,
@@ -92,21 +91,22 @@ class Start:
         values: Callable[[nn.Module, Batch], Tensor],
         per: Literal["example", "token"],
     ) -> NDArray[np.float64]:
-        """`Context.measure`, over the examples of `batches`."""
+        """`Context.measure`, over the examples of `batches`; a row for each where `values` gives rows."""
         examples = batches.examples
         ends_n = np.cumsum(examples.lengths - examples.targets)
         size = len(examples) if per == "example" else int(ends_n[-1])
 
         def make(_: Path) -> dict[str, Tensor]:
             model = self._model()
-            found = torch.zeros(size, dtype=torch.float64)
-            known = torch.zeros(size, dtype=torch.float64)
+            found, known = torch.zeros(0), torch.zeros(size, dtype=torch.float64)
             tell, done = self._tell(what), 0
             with frozen(model), progress(what, len(examples)) as advance:
                 for batch in batches.once():
                     self._stop_if_told(what)
                     measured = values(model, batch.to(device())).double().cpu()
                     places = batch.example_S if per == "example" else _token_places(batch, ends_n)
+                    if not len(found):
+                        found = torch.zeros((size, *measured.shape[1:]), dtype=torch.float64)
                     found[places], known[places] = measured, 1.0
                     done = min(done + self._world * len(batch.example_S), len(examples))
                     advance(len(batch.example_S) * self._world)
@@ -115,7 +115,7 @@ class Start:
                 if self._world > 1:
                     sum_over_processes(tensor)
             # What two processes have both measured, the last of an uneven share, counts once.
-            return {"values": found / known}
+            return {"values": found / known.view(-1, *[1] * (found.ndim - 1))}
 
         decides = {"per": per, "data": examples.digest()}
         return self.cached(what, decides, make, [values.__module__])["values"].numpy()

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,25 @@ from runners.progress import progress
 log = logging.getLogger(__name__)
 
 
-def rate(step: int, total: int, schedule: str, warmup_ratio: float) -> float:
-    """Factor on the learning rate at `step` (from 0) of `total`: linear warm-up, then the schedule down to 0."""
+def rate(
+    step: int,
+    total: int,
+    schedule: str,
+    warmup_ratio: float,
+    milestones: Sequence[float] = (),
+    decay: float = 1.0,
+) -> float:
+    """Factor on the learning rate at `step` (from 0) of `total`: linear warm-up, then the schedule down to 0.
+
+    milestones, decay: of the schedule `step`, which multiplies by `decay` at each of these shares of the steps.
+    """
     warmup = math.ceil(warmup_ratio * total)
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
+    if schedule == "step":
+        return decay ** sum(step >= round(share * total) for share in milestones)
     share = (step - warmup) / max(total - warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * share)) if schedule == "cosine" else 1 - share
 
@@ -166,7 +178,8 @@ def train(
                 saved_at = time.perf_counter()
             if stop:
                 raise processes.stop(f"after step {step} of {total}")
-            factor = rate(step, total, settings["schedule"], settings["warmup_ratio"])
+            asked = (settings[key] for key in ("schedule", "warmup_ratio", "milestones", "decay"))
+            factor = rate(step, total, *asked)
             terms = _Terms(objective, roles, held, mixed, max(count, 1), max(tokens, 1), max(mix_count, 1))
             sums = terms.accumulate(engine, own, further)
             where = f"at step {step + 1} of {total}, batch of examples {_listed(batches.global_batch(step))}"

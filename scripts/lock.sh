@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Writes requirements.lock: the exact version of every package that the project and its extras `test`, `bench`,
-# `slurm`, `ray` and `optuna` need, as installed in an environment.
+# `slurm`, `ray`, `optuna` and `mauve` need, as installed in an environment.
 #
 #   scripts/lock.sh [PYTHON]     PYTHON: that environment's interpreter; default .venv/bin/python
 #
 # To move to newer versions, install them first and lock what the tests pass with:
 #
-#   python3 -m venv /tmp/newer && /tmp/newer/bin/pip install --upgrade -e '.[test,bench,slurm,ray,optuna]'
+#   python3 -m venv /tmp/newer && /tmp/newer/bin/pip install --upgrade -e '.[test,bench,slurm,ray,optuna,mauve]'
 #   /tmp/newer/bin/python -m pytest && scripts/lock.sh /tmp/newer/bin/python
 #
 # Versions are written without their local part (2.13.0+cpu becomes 2.13.0), so that the same lock takes the CPU or
@@ -29,7 +29,7 @@ from packaging.version import Version
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 wanted = [*project["dependencies"]]
-for extra in ("test", "bench", "slurm", "ray", "optuna"):
+for extra in ("test", "bench", "slurm", "ray", "optuna", "mauve"):
     wanted += project["optional-dependencies"][extra]
 
 pins: dict[str, str] = {}

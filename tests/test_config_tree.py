@@ -306,13 +306,15 @@ def test_columns_are_measured_by_the_evaluation(name: str, scale: str) -> None:
     experiment = load_experiment(name, ROOTS)
     spec = run_spec([f"experiment={name}", f"scale={scale}", "evaluation.confirm_run_unsafe_code=true"])
     asked = {task["name"] for task in spec.config["evaluation"]["tasks"]}
-    asked |= {name for name in ("kl_to_base", "preference", "judge", "accuracy") if spec.config["evaluation"][name]}
+    asked |= {
+        name for name in ("kl_to_base", "preference", "judge", "mauve", "accuracy") if spec.config["evaluation"][name]
+    }
     measured = asked | {leaf["task"] for name in asked for _, leaf in task_index._leaves(name, task_index._roots(None))}
     metrics = [column["metric"] for column in experiment["columns"][scale].values() if "metric" in column]
     if spec.config["model"]["kind"] == "none":  # the method's own, which are known when it has run
         assert not measured
         return
-    assert {metric.partition("/")[0] for metric in metrics} <= measured | {"train"}
+    assert {metric.partition("/")[0] for metric in metrics} <= measured | {"train", "data"}
 
 
 # Imports -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ __all__ = ["Kind", "adapter"]
 
 
 class Kind(Protocol):
-    """What methods ask of a model, whatever its kind. K target tokens of a batch, V vocabulary or classes."""
+    """What methods ask of a model, whatever its kind. S sequences, K target tokens, D width, V classes or tokens."""
 
     logits_chunk: int | None  # target tokens whose logits are in memory at a time; None: all
 
@@ -21,6 +21,10 @@ class Kind(Protocol):
 
     def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits from which every target is predicted. Returns [K, V], in the model's precision."""
+        ...
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the output layer sees of every sequence of a batch. Returns [S, D], fp32."""
         ...
 
 

@@ -1,6 +1,7 @@
 """Causal language models: each token is predicted from those before it.
 
-Legend: B rows, T tokens of a row, K target tokens of the batch, C of them at a time, D width, V vocabulary.
+Legend: B rows, T tokens of a row, P tokens of the batch, K target tokens of it, C of them at a time, S sequences,
+D width, V vocabulary.
 """
 
 import logging
@@ -59,6 +60,27 @@ class Causal:
             return _call(model, batch)
         finally:
             handle.remove()
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The last hidden states of every sequence, their mean over its tokens. Returns [S, D], fp32."""
+        shown: list[Tensor] = []
+
+        def show(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden_BTD, *rest = inputs
+            shown.append(hidden_BTD.float())
+            return (hidden_BTD[:, :1], *rest)  # no logits are needed
+
+        handle = _head(model).register_forward_pre_hook(show)
+        try:
+            _call(model, batch)
+        finally:
+            handle.remove()
+        (hidden_BTD,) = shown
+        held_BT = batch.sequence_BT >= 0
+        sequence_P = batch.sequence_BT[held_BT]
+        sums_SD = hidden_BTD.new_zeros(len(batch.example_S), hidden_BTD.shape[-1])
+        sums_SD.index_add_(0, sequence_P, hidden_BTD[held_BT])
+        return sums_SD / torch.bincount(sequence_P, minlength=len(sums_SD))[:, None]
 
     def _finish(self, model: nn.Module, token_11: Tensor) -> "_Finish | None":
         head = _head(model)

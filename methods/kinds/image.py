@@ -1,6 +1,6 @@
 """Image classifiers: the label is the one target of an image, predicted from its pixels.
 
-Legend: B images of a batch, which are its K targets, V classes.
+Legend: B images of a batch, which are its K targets, D width, V classes.
 """
 
 from typing import Any
@@ -29,6 +29,17 @@ class Image:
         precision = next(model.parameters()).dtype
         logits_BV: Tensor = model(pixel_values=batch.pixels_BCHW.to(precision)).logits
         return logits_BV[batch.target_mask_BT.squeeze(1)]
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the head sees of every image. Returns [B, D], fp32."""
+        assert isinstance(batch, ImageBatch) and batch.pixels_BCHW is not None
+        shown: list[Tensor] = []
+        handle = self.head(model).register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].float()))
+        try:
+            model(pixel_values=batch.pixels_BCHW.to(next(model.parameters()).dtype))
+        finally:
+            handle.remove()
+        return shown[0]
 
     @staticmethod
     def head(model: nn.Module) -> nn.Linear:

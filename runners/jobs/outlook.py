@@ -124,10 +124,10 @@ def _data(specs: Iterable[RunSpec]) -> Iterable[tuple[str, Need]]:
         if not _roles(spec, "trained") and spec.config["model"]["kind"] != "none":
             continue
         for _, data in fingerprint.data_sets(spec.config):
-            if data.get("source") is None:
-                yield signatures.read(data["_target_"]).doc, Need("made here, nothing to download")
-            elif data["source"] == "mini_world":
+            if data.get("source") == "mini_world":
                 yield f"mini world, {data['skill']}", Need("made here, nothing to download")
+            elif data.get("path") is None:
+                yield signatures.read(data["_target_"]).doc, Need("made here, nothing to download")
             elif data["source"] == "file":
                 yield data["path"], Need("local file")
             else:

@@ -238,3 +238,8 @@ def test_schedules():
     assert cosine[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert cosine[6] == pytest.approx(0.5)  # half way down between step 2 and step 10
     assert all(0 < value <= 1 for value in cosine)
+
+
+def test_the_step_schedule_multiplies_at_each_milestone():
+    found = [training.rate(step, 10, "step", 0.1, [0.3, 0.6, 0.8], 0.5) for step in range(10)]
+    assert found == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125])
