@@ -116,6 +116,30 @@ def expand(overrides: list[str]) -> list[str]:
     ]
 
 
+_OF_A_ROW = ("method", "dataset", "model", "adapter", "penalty", "mix")  # groups whose keys depend on the choice
+
+
+def first_row(overrides: list[str]) -> list[str]:
+    """What the first row of a sweep's experiment sets, where the user's own words name keys that only rows have.
+
+    Hydra composes these words once before any row is known, and would refuse `method.epochs=2` as its default method
+    has no such key. Whether every row has it is checked with the rows.
+    """
+    words = [word.partition("=")[0] for word in overrides]
+    name = value_of(overrides, "experiment")
+    asked = any(word.partition(".")[0] in _OF_A_ROW and "." in word for word in words)
+    if name is None or "," in name or not asked or set(words) & {*_OF_A_ROW, "hydra/sweeper"}:
+        return []
+    row = (value_of(overrides, "row") or "").split(",")[0]
+    scale = (value_of(overrides, "scale") or DEFAULT_SCALE).split(",")[0]
+    named = [f"experiment={name}", f"scale={scale}", *([f"row={row}"] if row else [])]
+    try:
+        expanded = expand([*named, *(word for word in overrides if word.startswith("plugins="))])
+    except UserError:  # told where the rows are checked
+        return []
+    return without(expanded, "experiment", "scale", "row", "seed", "plugins")
+
+
 def scale_of(overrides: list[str], experiment: dict[str, Any]) -> str:
     """The scale asked for, checked against those the experiment defines."""
     scale = value_of(overrides, "scale") or DEFAULT_SCALE

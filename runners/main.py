@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runners.errors import UserError
-from runners.expand import check_choices, expand, plugin_overrides, value_of
+from runners.expand import check_choices, expand, first_row, plugin_overrides, value_of
 from runners.preemption import EXIT_RESUMABLE, Preempted
 
 
@@ -67,7 +67,9 @@ def _arguments(argv: list[str]) -> list[str]:
     if "-m" in argv or "--multirun" in argv:
         from runners.sweeper import register
 
-        register()
+        known = first_row(overrides)
+        register(known)
+        overrides = [*known, *overrides]
     else:
         if value_of(overrides, "job") not in ("table", "status"):  # these have all rows
             overrides = expand(overrides)

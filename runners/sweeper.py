@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_known: list[str] = []  # see `register`
+
 
 class RowsSweeper(Sweeper):
     """Launches the cells of a table where Hydra's own sweeper launches a cross product."""
@@ -49,6 +51,7 @@ class RowsSweeper(Sweeper):
         from runners import jobs, sweep
         from runners.jobs import table
 
+        arguments = arguments[len(_known) :]
         job = value_of(arguments, "job", "run")
         if job != "run":
             return jobs.start(str(job), arguments)
@@ -227,14 +230,18 @@ def _problem(returned: JobReturn) -> str | None:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def register() -> None:
+def register(known: list[str]) -> None:
     """Make the sweeper known to Hydra, which accepts plugins from the namespace `hydra_plugins` only.
+
+    `known`: words that stand before the user's own for Hydra alone, and are no part of the sweep.
 
     Our top level is fixed, so the namespace gets a module made here instead of a folder on disk.
     """
     from runners.launchers.ray import RayLauncher
     from runners.launchers.slurm import SlurmLauncher
 
+    global _known
+    _known = known
     plugins = Plugins.instance()
     module = types.ModuleType("hydra_plugins.retable")
     ours = (RowsSweeper, OptunaSweeper, SlurmLauncher, RayLauncher)

@@ -268,3 +268,13 @@ def test_tab_completion_knows_plugins(here: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(CompletionPlugin, "_query_config_groups", CompletionPlugin._query_config_groups)
     monkeypatch.setenv("COMP_LINE", f"retable plugins={plugin} method=pri")
     assert retable("-sc", "query=bash").out.split() == ["method=private/mine"]
+
+
+def test_a_sweep_of_rows_takes_keys_that_only_its_rows_have(tmp_path: Path) -> None:
+    """Hydra knows the default method's keys alone before the rows are there."""
+    words = ["experiment=bandits/standard", "scale=mini", "tracker=none", f"outputs={tmp_path}"]
+    ended = retable("-m", *words, "row=ucb,thompson", "seed=1", "dataset.horizon=300", "dataset.repetitions=2")
+    assert ended.code == 0, ended.err
+    assert len(list(tmp_path.glob("bandits/standard/*/result.json"))) == 2
+    wrong = retable("-m", *words, "row=ucb,thompson", "seed=1", "method.width=3.0")
+    assert wrong.code == 1 and "method.width=3.0" in wrong.err and "Traceback" not in wrong.err
