@@ -188,6 +188,7 @@ class Method:
     data: ClassVar[tuple[str, ...]] = ()
     prompted: ClassVar[bool] = False  # it answers the prompts of the data set
     merges: ClassVar[str | None] = None  # "run" or "runs": its final model is made of those of finished runs
+    files: ClassVar[tuple[str, ...]] = ()  # keys of its settings that name files; their content is part of the identity
     # What it does not combine with, and why: choices by name ("adapter=lora").
     excludes: ClassVar[Mapping[str, str]] = {}
 

@@ -195,6 +195,8 @@ class RunSpec:
 
 def _without_places(decides: dict[str, Any]) -> dict[str, Any]:
     """What lies at a local path decides, not where it lies; what selects decides only where something is selected."""
+    for key, _ in fingerprint.files(decides):
+        del decides["method"][key.removeprefix("method.")]
     for _, dataset in fingerprint.data_sets(decides):
         if not dataset.get("select"):
             for key in SELECTION:

@@ -15,6 +15,7 @@ import yaml
 
 from evals.local_data import local_copy, reader
 from evals.task_index import OWN_TASKS, task_folders
+from runners import signatures
 from runners.errors import UserError
 from runners.signatures import imported_modules, module_path
 
@@ -165,6 +166,7 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
             if Path(name).is_dir()
             else _hub_revision(name, model["revision"] if key == "id" else None, "model")
         )
+    found |= {key: _of_path(Path(path)) for key, path in files(config)}
     others = [(f"{key}.model", reward.get("model")) for key, reward in rewards(config)]
     embedding = (config["evaluation"].get("mauve") or {}).get("embedding")
     others.append(("evaluation.mauve.embedding", None if embedding == "terms" else embedding))
@@ -182,6 +184,12 @@ def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         others.append((f"evaluation.{name}.dataset", asked.get("dataset")))
     others.append(("evaluation.accuracy.source", (config.get("evaluation", {}).get("accuracy") or {}).get("source")))
     return [("dataset", config["dataset"]), *((name, data) for name, data in others if isinstance(data, dict))]
+
+
+def files(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Files that the method reads, with their keys: those that its class names in `files`."""
+    named = signatures.read(config["method"]["_target_"]).attributes.get("files") or ()
+    return [(f"method.{key}", config["method"][key]) for key in named if config["method"].get(key) is not None]
 
 
 def rewards(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -226,6 +234,9 @@ def check_files(config: dict[str, Any]) -> None:
                 reader(Path(dataset["path"]))
             except ValueError as error:
                 raise UserError(str(error)) from error
+    for key, path in files(config):
+        if not Path(path).is_file():
+            raise UserError(f"{key}={path}: no such file")
     for key, name in (("model.id", model["id"]), ("model.tokenizer", model["tokenizer"])):
         # A hub id is `name` or `owner/name`; anything else can only be a folder.
         if name and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):

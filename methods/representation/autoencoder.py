@@ -115,6 +115,7 @@ class Autoencoder(Simulation):
 
     config: AutoencoderConfig
     data: ClassVar[tuple[str, ...]] = ("images", "factored_images")
+    files: ClassVar[tuple[str, ...]] = ("prior_codes",)
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)

@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runners import fingerprint, record, signatures
 from runners.compose import run_spec
+from runners.errors import UserError
 from runners.fingerprint import ENGINE_MODULES, of_data, of_sources, task_sources
 from tests.command import METHOD, UNTRAINED, forget_sources, write_plugin
 
@@ -239,3 +241,18 @@ def test_environment_names_versions_hardware_and_commit() -> None:
     assert {"torch", "transformers", "deepspeed", "lm_eval", "hydra-core"} <= set(found["packages"])
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["machine"]
     assert set(found["git"]) == {"commit", "dirty"}
+
+
+@pytest.mark.usefixtures("composer")
+def test_saved_codes_count_by_their_content(tmp_path: Path) -> None:
+    def identity(path: Path) -> str:
+        words = ["model=none", "evaluation=none", "dataset=representation/discs", "method=representation/autoencoder"]
+        return run_spec([*words, "method.loss=ae_mmd", "tracker=none", f"method.prior_codes={path}"]).identity
+
+    codes = np.random.default_rng(0).standard_normal((20, 3))
+    for name, saved in (("a", codes), ("copy", codes), ("b", codes + 1)):
+        np.save(tmp_path / f"{name}.npy", saved)
+    found = [identity(tmp_path / f"{name}.npy") for name in ("a", "copy", "b")]
+    assert found[0] == found[1] != found[2]
+    with pytest.raises(UserError, match=r"^method.prior_codes=\S+: no such file$"):
+        identity(tmp_path / "none.npy")
