@@ -22,8 +22,9 @@ from methods.method import Method
 from methods.mix.base import Mix
 from methods.objective import Objective
 from methods.penalty.base import Penalty
-from runners import checkpoints, processes, record, selecting, training
+from runners import checkpoints, processes, record, selecting, signatures, training
 from runners.batches import Batches, make_batches
+from runners.checks import selector
 from runners.compose import RunSpec
 from runners.context import RunContext, build
 from runners.data import load_rows, texts, tokenize
@@ -125,6 +126,9 @@ class ModelContext(RunContext):
     def _choose(self, settings: Mapping[str, Any]) -> NDArray[np.int64]:
         """What the selector of `dataset:` settings keeps."""
         examples = self._everything.examples
+        if signatures.read(selector(settings["select"])).attributes.get("blind"):
+            nothing_N1 = np.zeros((examples.group_count, 1))
+            return selecting.chosen(settings, nothing_N1, self._classes_to_select, self.seed)
         model: list[nn.Module] = []  # loaded where the embeddings are not in the cache
 
         def embedding_model() -> nn.Module:

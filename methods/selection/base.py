@@ -76,6 +76,7 @@ class Selector(Simulation):
 
     config: SelectorConfig
     data: ClassVar[tuple[str, ...]] = ("features", "images")
+    blind: ClassVar[bool] = False  # it chooses without looking, so that nothing need be embedded
 
     def select(self, seen_N: Array, k: int, random: np.random.Generator) -> Indices:
         """Choose k of the points (of a class). Returns positions [k].

@@ -31,6 +31,7 @@ class Uniform(Selector):
     """Random points, which every selector must beat."""
 
     config: UniformConfig
+    blind = True
 
     def see(self, images: Labelled, seed: int) -> Array:
         """Nothing of them but how many there are: zeros [N]."""

@@ -49,7 +49,7 @@ PAIRS = "{source:mini_world,size:8,skill:preference_pairs,type:pair"  # to be cl
         ("training.batch_size=-3", "training.batch_size=-3: should be greater than 0"),
         ("training.warmup_ratio=1.5", "training.warmup_ratio=1.5: should be less than or equal to 1"),
         ("training.clip_norm=-1", "training.clip_norm=-1: should be greater than 0"),
-        ("training.schedule=cosin", "training.schedule=cosin: should be 'cosine', 'linear' or 'constant'"),
+        ("training.schedule=cosin", "training.schedule=cosin: should be 'cosine', 'linear', 'constant' or 'step'"),
         ("engine.zero_stage=4", "engine.zero_stage=4: should be 0, 1, 2 or 3"),
         ("engine.precision=fp16", "engine.precision=fp16: should be 'fp32', 'bf16' or 'bf16_autocast'"),
         ("model.kind=vision", "model.kind=vision: should be 'causal', "),

@@ -124,6 +124,18 @@ def test_a_run_trains_on_what_is_kept_and_remembers_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("composer")
+def test_nothing_is_embedded_for_a_selector_that_does_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("embedded")
+
+    monkeypatch.setattr(Causal, "embed", refuse)
+    words = [*TINY, "dataset.keep=0.25", "training.batch_size=8"]
+    assert result_of([*words, "dataset.select=uniform"], tmp_path)[0]["method_metrics"]["data/kept"] == 16
+    with pytest.raises(AssertionError, match="embedded"):
+        result_of([*words, "dataset.select=herding"], tmp_path)
+
+
+@pytest.mark.usefixtures("composer")
 def test_texts_are_those_of_the_kept(tmp_path: Path) -> None:
     """A method that reads the texts again, as SDFT does, gets those that belong to the kept sequences."""
     from runners.model_context import ModelContext
