@@ -17,7 +17,7 @@ from tests.command import TINY, UNTRAINED, write_plugin
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is missing: pip install retable[ray]"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
 ]
 
 # Notes which GPUs the run sees, and when; fails for seed 3; is killed at seed 4.
@@ -157,7 +157,7 @@ def test_a_sweep_that_is_told_to_stop_leaves_checkpoints_and_continues(tmp_path:
     assert not list((tmp_path / "outputs/.ray").iterdir())
 
     again = subprocess.run(
-        command, env={**environment, "NAP": "0"}, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        command, env={**environment, "NAP": "0"}, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert len(runs_of(tmp_path)) == 3
