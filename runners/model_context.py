@@ -113,7 +113,7 @@ class ModelContext(RunContext):
     def _kept(self) -> NDArray[np.int64] | None:
         """Which examples `dataset.select` keeps; None: all."""
         settings = self.config["dataset"]
-        if not settings["select"]:
+        if not settings.get("select"):  # a class of images of one's own may have no such key
             return None
         kept = processes.first_decides(lambda: selecting.remembered(self.folder))
         if kept is None:

@@ -34,11 +34,11 @@ from runners.engine import close_frozen, device, frozen_engine
 from runners.errors import UserError
 from runners.image_context import ImageContext
 from runners.measuring.accuracy import with_accuracy
-from runners.measuring.judge import Questions, questions, with_judge
+from runners.measuring.judge import check_key, with_judge
 from runners.measuring.kl_to_base import with_kl_to_base
-from runners.measuring.mauve import continued, with_mauve
+from runners.measuring.mauve import with_mauve
 from runners.measuring.preference import HeldOut, held_out, with_preference
-from runners.measuring.sampling import Prompt
+from runners.measuring.sampling import Questions, questions
 from runners.measuring.tasks import by_lm_eval
 from runners.model_context import ModelContext
 from runners.record import Recorder
@@ -284,23 +284,25 @@ def _evaluation(spec: RunSpec, context: ModelContext, world: int) -> Callable[[]
     """What measures the run when its method has ended; a mistake in what it is measured on is told here."""
     settings = spec.config["evaluation"]
     held = held_out(spec, context.tokenizer, context.parent) if settings["preference"] else None
-    asked = questions(spec, context.tokenizer, context.parent) if settings["judge"] else None
-    prompts = continued(spec, context.tokenizer, context.parent) if settings["mauve"] else None
-    return lambda: _evaluate(spec, context, held, asked, prompts, world)
+    if settings["judge"]:
+        check_key(spec)
+    asked = {
+        name: questions(spec, name, context.tokenizer, context.parent) for name in ("judge", "mauve") if settings[name]
+    }
+    return lambda: _evaluate(spec, context, held, asked, world)
 
 
 def _evaluate(
     spec: RunSpec,
     context: ModelContext,
     held: HeldOut | None,
-    asked: Questions | None,
-    prompts: list[Prompt] | None,
+    asked: Mapping[str, Questions],
     world: int,
 ) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]
-    others = settings["kl_to_base"] or settings["accuracy"] is not None or prompts is not None
-    if not settings["tasks"] and not others and held is None and asked is None:
+    others = settings["kl_to_base"] or settings["accuracy"] is not None
+    if not settings["tasks"] and not others and held is None and not asked:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
     dtype = "bfloat16" if engine["precision"] != "fp32" else spec.config["model"]["dtype"]
@@ -331,10 +333,10 @@ def _evaluate(
             measured = with_kl_to_base(measured, spec, context.tokenizer, placed, dtype, context.tell)
         if held is not None:
             measured = with_preference(measured, spec, held, context.tokenizer, placed, dtype, context.tell)
-        if asked is not None:
-            measured = with_judge(measured, spec, asked, context.tokenizer, placed, dtype, context.tell)
-        if prompts is not None:
-            measured = with_mauve(measured, spec, prompts, context.tokenizer, placed, context.tell)
+        if "judge" in asked:
+            measured = with_judge(measured, spec, asked["judge"], context.tokenizer, placed, dtype, context.tell)
+        if "mauve" in asked:
+            measured = with_mauve(measured, spec, asked["mauve"], context.tokenizer, placed, context.tell)
         return measured
     finally:
         close_frozen(placed)

@@ -7,8 +7,6 @@ endpoint was down, the same command asks only what is not answered yet.
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +16,11 @@ from torch import nn
 from evals import judge, preference
 from evals.harness import Evaluation
 from evals.journal import Journal
-from methods.generation import Sampling
 from runners import fingerprint, preemption, processes
 from runners.compose import RunSpec
-from runners.data import load_rows
 from runners.errors import UserError
 from runners.measuring.comparison import started_from
-from runners.measuring.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled
-from runners.models import context_length
+from runners.measuring.sampling import Questions, decoded, sampled, sampling_of
 from runners.progress import progress
 from runners.start import Start, Tell
 
@@ -35,43 +30,17 @@ TASK = "judge"
 _KEY = "evaluation.judge"
 
 
-@dataclass(frozen=True)
-class Questions:
-    """What the model answers. prompts: with the data set's answers. rows: how many the data set has."""
-
-    prompts: list[Prompt]
-    rows: int
-
-
-def questions(spec: RunSpec, tokenizer: Any, parent: Path | None) -> Questions:
-    """Load the prompts; those that leave no room for an answer are left out.
-
-    Args:
-        spec: the run.
-        tokenizer: of the model.
-        parent: folder of the run that the model comes from.
+def check_key(spec: RunSpec) -> None:
+    """The key of the endpoint is there.
 
     Raises:
-        UserError: the data cannot be used, the key of the endpoint is not there.
+        UserError: it is not.
     """
-    evaluation = spec.config["evaluation"]
-    settings = evaluation["judge"]
-    longest = min(context_length(spec.config["model"], parent), evaluation["max_length"] or 2**31)
+    settings = spec.config["evaluation"]["judge"]
     try:
         processes.first_decides(lambda: bool(_endpoint(settings).headers()))  # the first alone will need the key
-        rows = load_rows(settings["dataset"])
-        asked = bounded(settings["prompts"], evaluation["limit"], len(rows))
-        prompts = different_prompts(rows, settings["dataset"], tokenizer, longest - settings["max_new_tokens"], asked)
     except judge.JudgeError as error:
         raise UserError(f"{_KEY}.api_key_env={settings['api_key_env']}: {error}") from error
-    except UserError as error:
-        raise as_of(f"{_KEY}.dataset", error) from error
-    if len(prompts) < 2:
-        raise UserError(
-            f"{_KEY}.dataset: needs at least two prompts that fit into {longest} tokens with "
-            f"{settings['max_new_tokens']} new ones, got {len(prompts)}"
-        )
-    return Questions(prompts, len(rows))
 
 
 def with_judge(
@@ -91,7 +60,7 @@ def with_judge(
     Args:
         measured: by lm-eval.
         spec: the run.
-        asked: of `questions`.
+        asked: of `sampling.questions`.
         tokenizer: of the model.
         model: the run's final one, sharded or whole.
         dtype: in which the model that training started from is loaded, where its answers are the baseline.
@@ -102,13 +71,7 @@ def with_judge(
         Preempted: told to stop.
     """
     settings = spec.config["evaluation"]["judge"]
-    sampling = Sampling(
-        max_new_tokens=settings["max_new_tokens"],
-        eos=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-        temperature=settings["temperature"],
-        top_p=settings["top_p"],
-    )
+    sampling = sampling_of(settings, tokenizer)
     ids = [prompt.ids for prompt in asked.prompts]
     written = sampled(model, ids, sampling, settings["batch_size"], settings["seed"], "answers", tell("judge answers"))
     answers, baseline = decoded(written, tokenizer), [prompt.answer for prompt in asked.prompts]

@@ -16,14 +16,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from evals import mauve
 from evals.harness import Evaluation
-from methods.generation import Sampling
 from runners import fingerprint, processes
 from runners.compose import RunSpec
-from runners.data import load_rows
 from runners.engine import device
 from runners.errors import UserError
-from runners.measuring.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled
-from runners.models import context_length
+from runners.measuring.sampling import Questions, decoded, sampled, sampling_of
 from runners.start import Tell
 
 TASK = "mauve"
@@ -31,38 +28,10 @@ _KEY = "evaluation.mauve"
 TERMS = "terms"  # in place of a model's name
 
 
-def continued(spec: RunSpec, tokenizer: Any, parent: Path | None) -> list[Prompt]:
-    """Load the prompts, with the data set's own texts after them; those that leave no room are left out.
-
-    Args:
-        spec: the run.
-        tokenizer: of the model.
-        parent: folder of the run that the model comes from.
-
-    Raises:
-        UserError: the data cannot be used, or fewer than two prompts fit.
-    """
-    evaluation = spec.config["evaluation"]
-    settings = evaluation["mauve"]
-    longest = min(context_length(spec.config["model"], parent), evaluation["max_length"] or 2**31)
-    try:
-        rows = load_rows(settings["dataset"])
-        asked = bounded(settings["prompts"], evaluation["limit"], len(rows))
-        prompts = different_prompts(rows, settings["dataset"], tokenizer, longest - settings["max_new_tokens"], asked)
-    except UserError as error:
-        raise as_of(f"{_KEY}.dataset", error) from error
-    if len(prompts) < 2:
-        raise UserError(
-            f"{_KEY}.dataset: needs at least two prompts that fit into {longest} tokens with "
-            f"{settings['max_new_tokens']} new ones, got {len(prompts)}"
-        )
-    return prompts
-
-
 def with_mauve(
     measured: Evaluation,
     spec: RunSpec,
-    prompts: Sequence[Prompt],
+    asked: Questions,
     tokenizer: Any,
     model: nn.Module,
     tell: Callable[[str], Tell],
@@ -74,7 +43,7 @@ def with_mauve(
     Args:
         measured: by others.
         spec: the run.
-        prompts: of `continued`.
+        asked: of `sampling.questions`.
         tokenizer: of the model.
         model: the run's final one, sharded or whole.
         tell: from the name of a phase to a function of (done, total).
@@ -84,13 +53,8 @@ def with_mauve(
         Preempted: told to stop.
     """
     settings = spec.config["evaluation"]["mauve"]
-    sampling = Sampling(
-        max_new_tokens=settings["max_new_tokens"],
-        eos=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-        temperature=settings["temperature"],
-        top_p=settings["top_p"],
-    )
+    sampling = sampling_of(settings, tokenizer)
+    prompts = asked.prompts
     ids = [prompt.ids for prompt in prompts]
     seed = settings["seed"]
     written = decoded(sampled(model, ids, sampling, settings["batch_size"], seed, "texts", tell("texts")), tokenizer)
@@ -117,7 +81,7 @@ def with_mauve(
     return dataclasses.replace(
         measured,
         metrics={**measured.metrics, TASK: {f"{name},none": value for name, value in found.items()}},
-        n_samples={**measured.n_samples, TASK: {"original": len(prompts), "effective": len(prompts)}},
+        n_samples={**measured.n_samples, TASK: {"original": asked.rows, "effective": len(prompts)}},
         higher_is_better={**measured.higher_is_better, TASK: {name: name.startswith("score") for name in found}},
         samples={**measured.samples, TASK: columns},
     )

@@ -24,7 +24,6 @@ from evals.rewards.load import check_model, load_reward
 from methods.batch import Batch
 from methods.divergences import kl
 from methods.examples import Examples
-from methods.generation import Sampling
 from methods.kinds import Kind, adapter
 from runners import processes
 from runners.compose import RunSpec
@@ -32,7 +31,7 @@ from runners.data import load_rows, tokenize
 from runners.engine import device, sum_over_processes
 from runners.errors import UserError
 from runners.measuring.comparison import started_from, sums_over_tokens
-from runners.measuring.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled
+from runners.measuring.sampling import Prompt, as_of, bounded, decoded, different_prompts, sampled, sampling_of
 from runners.models import context_length
 from runners.start import Start, Tell
 
@@ -140,13 +139,7 @@ def with_preference(
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     settings = spec.config["evaluation"]["preference"]
     count, batch_size = settings["samples_per_prompt"], settings["batch_size"]
-    sampling = Sampling(
-        max_new_tokens=settings["max_new_tokens"],
-        eos=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-        temperature=settings["temperature"],
-        top_p=settings["top_p"],
-    )
+    sampling = sampling_of(settings, tokenizer)
     asked = [prompt.ids for prompt in held.prompts for _ in range(count)]
     drawn = sampled(policy, asked, sampling, batch_size, settings["seed"], "sampling", tell("preference samples"))
     with started_from(spec, tokenizer, policy, dtype) as start:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -11,9 +12,11 @@ from torch import nn
 
 from methods.generation import Sampling, generate, prompt_tokens
 from runners import preemption, processes
-from runners.data import texts
+from runners.compose import RunSpec
+from runners.data import load_rows, texts
 from runners.engine import sum_over_processes
 from runners.errors import UserError
+from runners.models import context_length
 from runners.progress import progress
 from runners.start import Tell
 
@@ -29,6 +32,54 @@ class Prompt:
     text: str
     ids: list[int]
     answer: str
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the model continues. prompts: with the data set's answers. rows: how many the data set has."""
+
+    prompts: list[Prompt]
+    rows: int
+
+
+def questions(spec: RunSpec, name: str, tokenizer: Any, parent: Path | None) -> Questions:
+    """Load the prompts of `evaluation.NAME`; those that leave no room for an answer are left out.
+
+    Args:
+        spec: the run.
+        name: of the settings, which have `dataset`, `prompts` and `max_new_tokens`.
+        tokenizer: of the model.
+        parent: folder of the run that the model comes from.
+
+    Raises:
+        UserError: the data cannot be used, or fewer than two prompts fit.
+    """
+    evaluation, key = spec.config["evaluation"], f"evaluation.{name}.dataset"
+    settings = evaluation[name]
+    longest = min(context_length(spec.config["model"], parent), evaluation["max_length"] or 2**31)
+    try:
+        rows = load_rows(settings["dataset"])
+        asked = bounded(settings["prompts"], evaluation["limit"], len(rows))
+        prompts = different_prompts(rows, settings["dataset"], tokenizer, longest - settings["max_new_tokens"], asked)
+    except UserError as error:
+        raise as_of(key, error) from error
+    if len(prompts) < 2:
+        raise UserError(
+            f"{key}: needs at least two prompts that fit into {longest} tokens with {settings['max_new_tokens']} new "
+            f"ones, got {len(prompts)}"
+        )
+    return Questions(prompts, len(rows))
+
+
+def sampling_of(settings: Mapping[str, Any], tokenizer: Any) -> Sampling:
+    """How the settings of an evaluation sample."""
+    return Sampling(
+        max_new_tokens=settings["max_new_tokens"],
+        eos=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
+        temperature=settings["temperature"],
+        top_p=settings["top_p"],
+    )
 
 
 def bounded(wanted: int | None, limit: int | None, there: int) -> int:
