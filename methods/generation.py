@@ -1,6 +1,6 @@
 """Text from a model: token sequences sampled after prompts, with nothing taken from the model's own defaults.
 
-Legend: B prompts of a batch, T tokens.
+Legend: B prompts of a batch, T tokens, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import GenerationConfig
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class Sampling:
     """How tokens are drawn.
 
     max_new_tokens: of a continuation, EOS included. temperature: 0 takes the likeliest token. top_p, top_k: 1 and 0
-    leave the distribution as it is. eos: token that ends a continuation (it is kept). pad: any token.
+    leave the distribution as it is. eos: token that ends a continuation (it is kept). pad: any token. stop: texts that
+    end one as well, kept up to the token that completes them.
     """
 
     max_new_tokens: int
@@ -27,6 +30,20 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A continuation.
+
+    tokens: up to and with what ended it. ended: EOS or a stop text did, not `max_new_tokens`. logps: log-probability of
+    each token under the model at the temperature, before top_p and top_k; empty where it was not asked for.
+    """
+
+    tokens: list[int]
+    ended: bool
+    logps: list[float]
 
 
 def generate(
@@ -34,12 +51,31 @@ def generate(
 ) -> list[list[int]]:
     """Continue every prompt; returns the continuations, each up to and with its EOS, if it came to one.
 
+    Arguments as of `write`.
+    """
+    return [written.tokens for written in write(model, prompts, sampling, seed, lockstep=lockstep)]
+
+
+def write(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seed: int,
+    *,
+    lockstep: bool = False,
+    logps: bool = False,
+    tokenizer: Any = None,
+) -> list[Written]:
+    """Continue every prompt.
+
     Args:
         model: a transformers model, or the DeepSpeed engine of one.
         prompts: token ids, none of them empty; they are continued as one batch.
         sampling: how.
         seed: of this batch; what else is random stays as it was.
         lockstep: other processes generate with the same sharded model: go on until all have ended.
+        logps: whether the log-probabilities of what is drawn are wanted.
+        tokenizer: needed for stop texts.
     """
     inner: Any = getattr(model, "module", model)
     device = next(inner.parameters()).device
@@ -61,6 +97,8 @@ def generate(
         bos_token_id=None,
         use_cache=True,
     )
+    ends = _Ends(width, sampling, tokenizer)
+    drawn = _Drawn(sampling.temperature) if logps else None
     was_training = inner.training
     inner.eval()
     try:
@@ -75,10 +113,65 @@ def generate(
                 attention_mask=attention_mask_BT.to(device),
                 generation_config=settings,
                 synced_gpus=lockstep,
+                stopping_criteria=StoppingCriteriaList([ends]),
+                logits_processor=LogitsProcessorList([drawn] if drawn else []),
             )
     finally:
         inner.train(was_training)
-    return [_until(row, sampling.eos) for row in output_BT[:, width:].tolist()]
+    most = output_BT.shape[1] - width
+    told_BT = drawn.logps(output_BT[:, -1]).tolist() if drawn else [[]] * len(prompts)
+    return [
+        Written(row[: end or most], end > 0, told[: end or most])
+        for row, told, end in zip(output_BT[:, width:].tolist(), told_BT, ends.lengths(len(prompts)), strict=True)
+    ]
+
+
+class _Ends(StoppingCriteria):
+    """Where each continuation ends: at its first EOS, or where it has a stop text."""
+
+    def __init__(self, width: int, sampling: Sampling, tokenizer: Any) -> None:
+        self._width, self._eos = width, sampling.eos
+        self._stop: Any = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
+        self._length_B: Tensor | None = None
+
+    def __call__(self, input_ids_BT: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        ended_B = input_ids_BT[:, -1] == self._eos
+        if self._stop is not None:
+            # Of the continuation alone: a prompt may hold a stop text.
+            ended_B = ended_B | self._stop(input_ids_BT[:, self._width :], scores)
+        if self._length_B is None:
+            self._length_B = torch.zeros_like(input_ids_BT[:, 0])
+        first_B = ended_B & (self._length_B == 0)
+        self._length_B = self._length_B + first_B * (input_ids_BT.shape[1] - self._width)
+        return self._length_B > 0
+
+    def lengths(self, count: int) -> list[int]:
+        """Tokens up to the end of each of `count` continuations; 0 where there was none."""
+        return [0] * count if self._length_B is None else self._length_B.tolist()
+
+
+class _Drawn(LogitsProcessor):
+    """Notes how likely each drawn token was; of one step's distributions at a time, since all would not fit."""
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature or 1.0
+        self._last_BV: Tensor | None = None
+        self._logps: list[Tensor] = []
+
+    def __call__(self, input_ids_BT: Tensor, scores_BV: Tensor) -> Tensor:
+        if self._last_BV is not None:
+            self._note(input_ids_BT[:, -1])
+        self._last_BV = F.log_softmax(scores_BV.float() / self._temperature, dim=-1)
+        return scores_BV
+
+    def _note(self, token_B: Tensor) -> None:
+        assert self._last_BV is not None
+        self._logps.append(self._last_BV.gather(-1, token_B.unsqueeze(-1)).squeeze(-1))
+
+    def logps(self, last_B: Tensor) -> Tensor:
+        """Of all steps, `last_B` being the tokens of the last. Returns [B, T]."""
+        self._note(last_B)
+        return torch.stack(self._logps, dim=1)
 
 
 @contextmanager
@@ -97,11 +190,6 @@ def _without_own_defaults(model: nn.Module) -> Iterator[None]:
     finally:
         for module, settings in own.items():
             vars(module)["generation_config"] = settings
-
-
-def _until(tokens: list[int], eos: int) -> list[int]:
-    """Up to the first EOS and with it; what follows is padding."""
-    return tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
 
 
 def prompt_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """Sampling from a model: what is drawn, from which distribution, and that nothing else has a say in it."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 from transformers import GenerationConfig
 
 from methods.adapter.lora import Lora, LoraConfig
-from methods.generation import Sampling, generate
+from methods.generation import Sampling, generate, write
 from tests.models import PAD, VOCABULARY, tiny_llama
 
 EOS = 1
@@ -185,3 +186,42 @@ def test_nothing_is_warned_about(temperature, caplog, recwarn):
     finally:
         logger.removeHandler(caplog.handler)
     assert not caplog.records and not list(recwarn)
+
+
+def test_written_says_how_likely_each_token_was():
+    """Log-probabilities of one pass without a cache over the whole sequence, at the temperature."""
+    model = tiny_llama()
+    found = write(model, PROMPTS, sampling(temperature=0.7, top_p=0.8), seed=3, logps=True)
+    for prompt, written in zip(PROMPTS, found, strict=True):
+        assert len(written.logps) == len(written.tokens)
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([prompt + written.tokens])).logits[0, len(prompt) - 1 : -1]
+        logps = torch.log_softmax(logits / 0.7, dim=-1)
+        expected = logps[range(len(written.tokens)), written.tokens]
+        torch.testing.assert_close(torch.tensor(written.logps), expected, atol=2e-5, rtol=0)
+        assert written.ended == (EOS in written.tokens)
+
+
+def test_a_stop_text_ends_a_continuation():
+    """It is kept, what follows is not, and one in the prompt does not count."""
+    from runners.models import load_tokenizer
+
+    tokenizer = load_tokenizer({"tokenizer": "bytes"}, None)
+    model = tiny_llama(vocab_size=len(tokenizer))
+    prompts = [tokenizer(text)["input_ids"] for text in ("a;b", "xyz", "q")] * 8
+    plain = sampling(max_new_tokens=40, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id)
+    free = write(model, prompts, plain, seed=0, tokenizer=tokenizer)
+    some = next(
+        letter
+        for letter in "cfghijklmnqrtuvwxyz"  # in no special token's name
+        if any(tokenizer(letter)["input_ids"][-1] in row.tokens[2:-1] for row in free)
+    )
+    prompts[0] = tokenizer(some + "a")["input_ids"]
+    free = write(model, prompts, plain, seed=0, tokenizer=tokenizer)
+    stopped = write(model, prompts, replace(plain, stop=(some,)), seed=0, tokenizer=tokenizer)
+    assert any(a.tokens != b.tokens for a, b in zip(free, stopped, strict=True))
+    for written in stopped:
+        text = tokenizer.decode(written.tokens, skip_special_tokens=True)
+        assert some not in text[: -len(some)]
+        assert written.ended == (text.endswith(some) or written.tokens[-1] == plain.eos)
+    assert len(stopped[0].tokens) > 1
