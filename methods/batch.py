@@ -5,8 +5,9 @@ A row holds one sequence (padded) or several (packed); methods need not know whi
 compute is per target token (K), with the sequence each belongs to.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class Batch:
     example_S: long, index of each sequence in the data set; the target tokens of the first come first.
     group_S: long, which sequences belong together (responses to one prompt): 0, 0, 1, 1, ...; None: each is alone.
     label_S: float, what the data say of each sequence (1 chosen, 0 rejected; a score); None: nothing.
+    values_K, values_S: by name, what a method that writes its own sequences says of each target token and sequence.
     """
 
     input_ids_BT: Tensor
@@ -31,6 +33,8 @@ class Batch:
     example_S: Tensor
     group_S: Tensor | None = None
     label_S: Tensor | None = None
+    values_K: Mapping[str, Tensor] = field(default_factory=dict)
+    values_S: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def sequence_K(self) -> Tensor:
@@ -61,8 +65,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            return {name: move(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value
+
+        return replace(self, **{name: move(value) for name, value in vars(self).items()})
 
 
 def sum_by_sequence(values_K: Tensor, batch: Batch) -> Tensor:

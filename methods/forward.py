@@ -23,17 +23,21 @@ class Forward:
         self.roles = roles
         self._kind = kind
         self._distributions: dict[str, Tensor] = {}
-        self._token_logps: dict[str, Tensor] = {}
+        self._token_logps: dict[tuple[str, float], Tensor] = {}
 
-    def token_logps(self, role: str = "policy") -> Tensor:
-        """Log-probability of every target token given those before it in its sequence. Returns [K], fp32."""
-        if role not in self._token_logps:
-            if role in self._distributions:
+    def token_logps(self, role: str = "policy", temperature: float = 1.0) -> Tensor:
+        """Log-probability of every target token given those before it in its sequence. Returns [K], fp32.
+
+        temperature: of the sampling, by which logits are divided.
+        """
+        key = (role, temperature)
+        if key not in self._token_logps:
+            if role in self._distributions and temperature == 1.0:
                 targets_K1 = self.batch.targets_K.unsqueeze(-1)
-                self._token_logps[role] = self._distributions[role].gather(-1, targets_K1).squeeze(-1)
+                self._token_logps[key] = self._distributions[role].gather(-1, targets_K1).squeeze(-1)
             else:
-                self._token_logps[role] = self._kind.token_logps(self.roles[role], self.batch)
-        return self._token_logps[role]
+                self._token_logps[key] = self._kind.token_logps(self.roles[role], self.batch, temperature)
+        return self._token_logps[key]
 
     def distribution_logps(self, role: str = "policy") -> Tensor:
         """Log-probabilities of the whole vocabulary at every target token's place. Returns [K, V], fp32.

@@ -5,7 +5,7 @@ divides by the units of the whole global batch, so that neither accumulation, pa
 of processes changes the gradient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,10 +20,15 @@ from methods.method import Context, Method
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of a batch, summed over its units, and sums of what else is worth logging (per unit)."""
+    """The loss of a batch, summed over its units.
+
+    metrics: sums of what else is worth logging per unit. means: what is logged as a mean over something else, each a
+    sum and the number it is divided by, both added up over micro-batches and processes first.
+    """
 
     sum: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    means: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class Objective(Method):
@@ -35,6 +40,7 @@ class Objective(Method):
     # "micro-batch" makes the micro-batch part of the run's identity.
     couples: ClassVar[str | None] = None
     units: ClassVar[str] = "tokens"  # what `count` counts: tokens, or groups of responses
+    watched: ClassVar[tuple[str, ...]] = ()  # means (`Loss.means`) that `check` is told of in every step
     kind: Kind
     context: Context
 
@@ -74,6 +80,39 @@ class Objective(Method):
         Called by all processes for equally many micro-batches.
         """
         return batch
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that are taken on what one call of `rollouts` brings."""
+        return 1
+
+    def rollouts(self, batches: Sequence[Batch], turn: int) -> Sequence[Sequence[Batch]]:
+        """What is trained on in the next `updates` steps: for each of them its micro-batches, in every process equally
+        many.
+
+        A continued run calls it again for the turn it had begun: what it changes in the method must wait for
+        `after_step`, or be a function of weights, seed and turn.
+
+        Args:
+            batches: this process's micro-batches of the data set's next global batch.
+            turn: how many such batches there were before.
+        """
+        return [[self.rollout(batch, turn) for batch in batches]]
+
+    def check(self, means: Mapping[str, float], where: str) -> None:
+        """Refuse a step before the weights are touched.
+
+        Args:
+            means: those `watched`, over all processes.
+            where: names the step.
+
+        Raises:
+            ValueError: one of them is out of bounds.
+        """
+
+    def report(self) -> Mapping[str, float]:
+        """What else is logged of a step, as the first process sees it: seconds, schedules."""
+        return {}
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step: moving averages, schedules."""

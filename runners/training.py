@@ -150,17 +150,23 @@ def train(
         NonFiniteError: loss or gradient not finite; names step and batch, before the weights are touched.
         Preempted: told to stop; a checkpoint has been saved.
     """
-    total = total_steps(settings, batches.steps_per_epoch)
+    total = total_steps(settings, batches.steps_per_epoch * objective.updates)
     done = done or Progress()
     first, every = done.step, settings["checkpoint_every"]
     spent = done.seconds
     began = logged_at = saved_at = time.perf_counter()
+    saved_after = first
     tokens_logged = done.target_tokens
     engine.engine.train()
     with progress("training", total) as advance, profiled(trace) as profile_step:
         advance(first)
+        updates = objective.updates
+        rolled: Sequence[Sequence[Batch]] = []
         for step in range(first, total):
-            own = [objective.rollout(batch.to(device()), step) for batch in batches.of_step(step)]
+            turn, update = divmod(step, updates)
+            if update == 0:
+                rolled = objective.rollouts([batch.to(device()) for batch in batches.of_step(turn)], turn)
+            own = list(rolled[update])
             further = [batch.to(device()) for batch in mixed.batches.of_step(step)] if mixed else []
             overdue = time.perf_counter() - saved_at > 60 * (settings["checkpoint_minutes"] or math.inf)
             counts = [
@@ -172,22 +178,27 @@ def train(
             ]
             # All processes learn together what to divide by, and whether one of them has been told to stop.
             count, tokens, mix_count, stop, late = (int(value) for value in _sums_over_processes(counts, engine.world))
-            if step > first and (stop or late or (every is not None and step % every == 0)):
+            # What several steps share is not in a checkpoint, but made anew from one taken before the first of them.
+            due = stop or late or (every is not None and step // every > saved_after // every)
+            if step > first and update == 0 and due:
                 done.seconds = spent + time.perf_counter() - began
                 save(done)
-                saved_at = time.perf_counter()
-            if stop:
+                saved_at, saved_after = time.perf_counter(), step
+            if stop and update == 0:
                 raise processes.stop(f"after step {step} of {total}")
             asked = (settings[key] for key in ("schedule", "warmup_ratio", "milestones", "decay"))
             factor = rate(step, total, *asked)
             terms = _Terms(objective, roles, held, mixed, max(count, 1), max(tokens, 1), max(mix_count, 1))
-            sums = terms.accumulate(engine, own, further)
-            where = f"at step {step + 1} of {total}, batch of examples {_listed(batches.global_batch(step))}"
+            sums, means = terms.accumulate(engine, own, further)
+            where = f"at step {step + 1} of {total}, batch of examples {_listed(batches.global_batch(turn))}"
             # Over all processes, so that they stop together.
             minimised = sum(sums[name][0] for name in ("train/loss", "train/penalty", "mix/loss") if name in sums)
-            (summed,) = _sums_over_processes([minimised], engine.world)
+            watched = [part for name in objective.watched for part in means.get(name, (0.0, 0.0))]
+            summed, *parts = _sums_over_processes([minimised, *watched], engine.world)
             if not math.isfinite(summed):
                 raise NonFiniteError(f"loss is {summed} {where}; the weights were not updated")
+            seen = zip(objective.watched, parts[::2], parts[1::2], strict=True)
+            objective.check({name: total_of / number for name, total_of, number in seen if number}, where)
             norm = engine.step(factor, where)
             objective.after_step(step)
             if held is not None:
@@ -198,12 +209,14 @@ def train(
                 own_values = [sums[name][0] if name in sums else 0.0 for name in divisors]
                 values = _sums_over_processes(own_values, engine.world)
                 metrics = {name: value / divisors[name] for name, value in zip(divisors, values, strict=True)}
+                metrics |= _means_over_processes(means, engine.world)
+                metrics |= {f"train/{name}": value for name, value in objective.report().items()}
                 now = time.perf_counter()
                 speed = (done.target_tokens - tokens_logged) / (now - logged_at)
                 metrics |= {
                     "train/learning_rate": engine.optimizer.param_groups[0]["lr"],
                     "train/target_tokens_per_second": speed,
-                    "train/epoch": done.step / batches.steps_per_epoch,
+                    "train/epoch": done.step / (batches.steps_per_epoch * updates),
                 }
                 if norm is not None:
                     metrics["train/gradient_norm"] = norm
@@ -237,9 +250,14 @@ class _Terms:
 
     def accumulate(
         self, engine: TrainingEngine, own: list[Batch], further: list[Batch]
-    ) -> dict[str, tuple[Tensor, int]]:
-        """Forward and backward over a step's micro-batches; returns sums by the name of their metric, and divisors."""
+    ) -> tuple[dict[str, tuple[Tensor, int]], dict[str, tuple[Tensor, Tensor]]]:
+        """Forward and backward over a step's micro-batches.
+
+        Returns:
+            Sums by the name of their metric, with what to divide them by; the objective's means, as sums and counts.
+        """
         sums: dict[str, tuple[Tensor, int]] = {}
+        means: dict[str, tuple[Tensor, Tensor]] = {}
 
         def note(name: str, value: Tensor, divisor: int) -> None:
             before = sums[name][0] if name in sums else torch.zeros((), device=value.device)
@@ -248,7 +266,7 @@ class _Terms:
         weight = self.mixed.mix.config.weight if self.mixed else 0.0
         # One mean over the data set and the mix, or one of each.
         divisor = self.count + self.mix_count if weight is None else self.count
-        for number, batch in enumerate(own):
+        for place, batch in enumerate(own):
             forward = Forward(self.objective.kind, self.roles, batch)
             # The penalty first: what it needs of the distributions serves the objective too.
             added = self.held.penalty.loss(forward) if self.held else None
@@ -256,11 +274,16 @@ class _Terms:
             loss = computed.sum
             for name, value in {"loss": computed.sum, **computed.metrics}.items():
                 note(f"train/{name}", value, self.count)
+            for name, parts in computed.means.items():
+                total, number = (part.detach().double() for part in parts)
+                if name in means:
+                    total, number = total + means[name][0], number + means[name][1]
+                means[name] = (total, number)
             if added is not None:
                 loss = loss + added.sum * (divisor / self.tokens)  # a mean over the data set's tokens, whatever the mix
                 for name, value in {"penalty": added.sum, **added.metrics}.items():
                     note(f"train/{name}", value, self.tokens)
-            last = number == len(own) + len(further) - 1
+            last = place == len(own) + len(further) - 1
             engine.backward(loss, divisor, last=last)
         for number, batch in enumerate(further, start=len(own)):
             assert self.mixed is not None
@@ -274,7 +297,7 @@ class _Terms:
         on_weights = self.held.value() if self.held else None
         if on_weights is not None:
             note("train/penalty", on_weights, 1)
-        return sums
+        return sums, means
 
 
 def _of_any_process(divisors: dict[str, int], world: int) -> dict[str, int]:
@@ -285,6 +308,15 @@ def _of_any_process(divisors: dict[str, int], world: int) -> dict[str, int]:
     torch.distributed.all_gather_object(found, divisors)
     together = {name: divisor for own in found for name, divisor in own.items()}
     return dict(sorted(together.items()))
+
+
+def _means_over_processes(means: Mapping[str, tuple[Tensor, Tensor]], world: int) -> dict[str, float]:
+    """The objective's means; one of which no process has seen anything is left out."""
+    names = list(_of_any_process(dict.fromkeys(means, 1), world))
+    parts = [part for name in names for part in means.get(name, (0.0, 0.0))]
+    summed = _sums_over_processes(parts, world)
+    found = zip(names, summed[::2], summed[1::2], strict=True)
+    return {f"train/{name}": total / number for name, total, number in found if number}
 
 
 def _sums_over_processes(values: list[Any], world: int) -> list[float]:

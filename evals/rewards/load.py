@@ -1,5 +1,11 @@
 """From settings to a reward: a function by its dotted path, or a sequence classifier with one output.
 
+A reward is a function `(prompts, responses) -> numbers`. Of responses that are graded while a policy is trained
+(`load_grader`), it may ask for more, by the names of its parameters: `answers` (what the data say is right), `tokens`
+(how many each response has), `ended` (whether it came to its end), `groups` (which of them answer one prompt), `seed`.
+Its other keyword parameters are options. It may return None or NaN for what cannot be scored, and `Graded` for a score
+with feedback.
+
 torch and transformers are imported when a reward model is loaded.
 """
 
@@ -8,16 +14,106 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from evals.rewards.graded import Graded
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 _DEFAULTS: dict[str, Any] = {"function": None, "model": None, "batch_size": 16, "chat": False}
+_OF_A_GRADER: dict[str, Any] = {**_DEFAULTS, "weight": 1.0, "options": None}
+_ASKED = ("answers", "tokens", "ended", "groups", "seed")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Responses to be graded, each with its prompt, and what else a reward may ask for; `seed` is one for all."""
+
+    prompts: Sequence[str]
+    responses: Sequence[str]
+    answers: Sequence[str]
+    tokens: Sequence[int]
+    ended: Sequence[bool]
+    groups: Sequence[int]
+    seed: int
+
+
+Grader = Callable[[Sampled], list[Graded]]
+
+
+def check_grader(settings: Mapping[str, Any], key: str) -> None:
+    """Check settings of one of the rewards of responses that are graded while a policy is trained.
+
+    Args:
+        settings: as of `check_reward`, with, if wanted, `weight` (finite) and `options` (keyword arguments).
+
+    Raises:
+        ValueError: one line that names key, value and rule.
+    """
+    weight, options = settings.get("weight", 1.0), settings.get("options") or {}
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise ValueError(f"{key}.weight={weight}: must be a finite number")
+    check_reward({name: value for name, value in settings.items() if name not in ("weight", "options")}, key)
+    if not isinstance(options, Mapping) or (options and settings.get("function") is None):
+        raise ValueError(f"{key}.options={options}: must be keyword arguments of a function")
+    for name in options:
+        known = _parameters(str(settings["function"]))
+        if known is not None and name not in known:
+            raise ValueError(
+                f"{key}.options.{name}: {settings['function']} has no such option; it has {', '.join(known) or 'none'}"
+            )
+
+
+def load_grader(settings: Mapping[str, Any], key: str, device: Any = "cpu") -> Grader:
+    """The reward of such settings, of everything that is known of a response. What cannot be scored is NaN.
+
+    Raises:
+        ValueError: as of `load_reward`.
+    """
+    check_grader(settings, key)
+    chosen = {**_OF_A_GRADER, **settings}
+    if chosen["function"] is None:
+        scores = _RewardModel(chosen, f"{key}.model={chosen['model']}", device)
+        return lambda sampled: [Graded(score) for score in scores(sampled.prompts, sampled.responses)]
+    told = f"{key}.function={chosen['function']}"
+    function, options = _function(chosen["function"], told), dict(chosen["options"] or {})
+    asked = [name for name in _ASKED if name in inspect.signature(function).parameters]
+
+    def graded(sampled: Sampled) -> list[Graded]:
+        more = {name: getattr(sampled, name) for name in asked}
+        try:
+            found = list(function(list(sampled.prompts), list(sampled.responses), **more, **options))
+        except ValueError as error:
+            raise ValueError(f"{told}: {error}") from error
+        if len(found) != len(sampled.responses):
+            raise ValueError(f"{told}: must give one for each of {len(sampled.responses)} responses, got {len(found)}")
+        return [value if isinstance(value, Graded) else _plain(value, told) for value in found]
+
+    return graded
+
+
+def _plain(value: Any, told: str) -> Graded:
+    score = math.nan if value is None else float(value)
+    if math.isinf(score):
+        raise ValueError(f"{told}: must be finite, got {score}")
+    return Graded(score)
+
+
+def _parameters(path: str) -> list[str] | None:
+    """The options of a function, as its source names them; None: it is not in Python, or takes any."""
+    source = _source(path.rpartition(".")[0])
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if source else ():
+        if isinstance(node, ast.FunctionDef) and node.name == path.rpartition(".")[2] and node.args.kwarg is None:
+            named = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)][2:]
+            return [name for name in named if name not in _ASKED]
+    return None
 
 
 def check_reward(settings: Mapping[str, Any], key: str = "method.reward") -> None:
@@ -57,19 +153,26 @@ def _check_function(path: str, told: str) -> None:
     spec = importlib.util.find_spec(top)
     if spec is None:
         raise ValueError(f"{told}: there is no module {top}")
-    roots = [Path(root) for root in spec.submodule_search_locations or []]
-    if rest:
-        places = [root.joinpath(*rest) for root in roots]
-        sources = [found for at in places for found in (at.with_name(at.name + ".py"), at / "__init__.py")]
-    else:
-        sources = [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
-    source = next((path for path in sources if path.is_file()), None)
+    source = _source(module)
     if source is None:
-        if rest and roots:
+        if rest and spec.submodule_search_locations:
             raise ValueError(f"{told}: there is no module {module}")
         return  # not in Python: only importing it tells
     if name not in _names(ast.parse(source.read_text(encoding="utf-8"))):
         raise ValueError(f"{told}: the module has no {name}")
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module, found without importing it; None: it is not in Python, or not there."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    places = [Path(root).joinpath(*rest) for root in spec.submodule_search_locations or []]
+    sources = [found for at in places for found in (at.with_name(at.name + ".py"), at / "__init__.py")]
+    return next((path for path in sources if path.is_file()), None)
 
 
 def _names(tree: ast.Module) -> set[str]:

@@ -15,8 +15,8 @@ class Kind(Protocol):
 
     logits_chunk: int | None  # target tokens whose logits are in memory at a time; None: all
 
-    def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probability of every target. Returns [K], fp32."""
+    def token_logps(self, model: nn.Module, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Log-probability of every target, at a temperature of sampling. Returns [K], fp32."""
         ...
 
     def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:

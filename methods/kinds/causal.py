@@ -34,14 +34,17 @@ class Causal:
         # What the model of an output layer does to its logits; None: something that is not known here.
         self._finishes: weakref.WeakKeyDictionary[nn.Module, _Finish | None] = weakref.WeakKeyDictionary()
 
-    def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probability of every target token given the tokens before it in its sequence. Returns [K], fp32."""
+    def token_logps(self, model: nn.Module, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Log-probability of every target token given the tokens before it in its sequence. Returns [K], fp32.
+
+        temperature: by which logits are divided, as where the tokens were sampled.
+        """
         if self.logits_chunk is not None:
             # Asked whatever the batch: a sharded model is called by all processes or by none.
             finish = self._finish(model, batch.input_ids_BT[:1, :1])
             if finish is not None and batch.target_count > self.logits_chunk:
-                return _chunked_logps(model, batch, self.logits_chunk, finish)
-        return _logps(self.target_logits(model, batch), batch.targets_K)
+                return _chunked_logps(model, batch, self.logits_chunk, finish, temperature)
+        return _logps(self.target_logits(model, batch), batch.targets_K, temperature)
 
     def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits from which every target token is predicted. Returns [K, V], in the model's precision.
@@ -153,9 +156,11 @@ def _call(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def _logps(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+def _logps(logits_CV: Tensor, targets_C: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities of the targets. Returns [C], fp32; liger's kernel, where it is installed, on a GPU."""
     logits_CV = logits_CV.float()  # liger returns what it is given: in bf16 a sum over tokens would be coarse
+    if temperature != 1.0:
+        logits_CV = logits_CV / temperature
     if logits_CV.is_cuda and _liger_cross_entropy is not None and len(targets_C):
         logps_C: Tensor = -_liger_cross_entropy(logits_CV, targets_C, reduction="none")
         return logps_C
@@ -175,7 +180,7 @@ def _liger() -> Any:
 _liger_cross_entropy = _liger()
 
 
-def _chunked_logps(model: nn.Module, batch: Batch, chunk: int, finish: _Finish) -> Tensor:
+def _chunked_logps(model: nn.Module, batch: Batch, chunk: int, finish: _Finish, temperature: float = 1.0) -> Tensor:
     """`Causal.token_logps`, with the logits of at most `chunk` target tokens at a time.
 
     It happens inside one call of the output layer, by its bare `forward`: before the hooks that let go of its weights
@@ -187,7 +192,7 @@ def _chunked_logps(model: nn.Module, batch: Batch, chunk: int, finish: _Finish) 
     found: dict[str, Tensor] = {}
 
     def logps_of(hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-        return _logps(finish(head.forward(hidden_CD)), targets_C)
+        return _logps(finish(head.forward(hidden_CD)), targets_C, temperature)
 
     def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BTD, *rest = inputs

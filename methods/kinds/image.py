@@ -19,9 +19,10 @@ class Image:
         """`logits_chunk` is of no use: classes are few."""
         self.logits_chunk = None
 
-    def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
+    def token_logps(self, model: nn.Module, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Log-probability of every image's label. Returns [K], fp32."""
-        return -F.cross_entropy(self.target_logits(model, batch).float(), batch.targets_K, reduction="none")
+        logits_KV = self.target_logits(model, batch).float() / temperature
+        return -F.cross_entropy(logits_KV, batch.targets_K, reduction="none")
 
     def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits of the classes for every image that has a target. Returns [K, V], in the model's precision."""

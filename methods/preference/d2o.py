@@ -38,7 +38,8 @@ from methods.generation import prompt_tokens
 from methods.method import Context
 from methods.objective import Loss
 from methods.preference.base import BetaConfig, Responses
-from methods.preference.online import Writing, grouped, prompt_places, prompts_of, sampling_of
+from methods.preference.online import Writing, grouped
+from methods.writing import check_room, prompt_places, prompts_of, sampling_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class D2o(Writing):
 
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Measure the reference, unless it is live."""
-        self.check_room(context, self.config.max_new_tokens)
+        check_room(context, self.config.max_new_tokens)
         return super().prepare(context)
 
     def rollout(self, batch: Batch, step: int) -> Batch:

@@ -34,7 +34,8 @@ from methods.method import Context
 from methods.objective import Loss
 from methods.preference.base import BetaConfig, Responses
 from methods.preference.dpo import dpo_loss
-from methods.preference.online import Writing, grouped, prompt_places, prompts_of, sampling_of
+from methods.preference.online import Writing, grouped
+from methods.writing import check_room, prompt_places, prompts_of, sampling_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Hypo(Writing):
 
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Nothing is made; the longest prompt and a response must fit the model."""
-        self.check_room(context, self.config.max_new_tokens)
+        check_room(context, self.config.max_new_tokens)
         return super().prepare(context)
 
     def rollout(self, batch: Batch, step: int) -> Batch:

@@ -21,7 +21,8 @@ from methods.batch import Batch
 from methods.objective import Loss
 from methods.preference.base import Responses
 from methods.preference.mc_po import preferred_loss, with_negatives
-from methods.preference.online import Online, OnlineConfig, sampling_of
+from methods.preference.online import Online, OnlineConfig
+from methods.writing import sampling_of
 
 
 @dataclass(frozen=True, kw_only=True)

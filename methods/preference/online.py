@@ -12,9 +12,8 @@ Legend: G prompts of a micro-batch, S responses.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Gt, Le
@@ -23,11 +22,11 @@ from torch import Tensor
 
 from evals.rewards.load import Reward, load_reward
 from methods.batch import Batch, continued
-from methods.examples import Examples
-from methods.generation import Sampling, most_tokens
+from methods.generation import Sampling
 from methods.method import Context
 from methods.objective import Loss
 from methods.preference.base import BetaConfig, Preference, Responses, Side
+from methods.writing import check_room, draw_seed, prompt_places, prompts_of, sampling_of
 
 Tokens = Sequence[int]
 
@@ -46,14 +45,6 @@ class OnlineConfig(BetaConfig):
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Gt(0.0), Le(1.0)] = 1.0
     missing_eos_penalty: NonNegativeFloat | None = None
-
-
-def prompt_places(batch: Batch) -> Tensor:
-    """The first sequence of each group, whose prompt is the group's. Returns long [G]."""
-    if batch.group_S is None:
-        return torch.arange(len(batch.example_S), device=batch.example_S.device)
-    before_S = F.pad(batch.group_S[:-1], (1, 0), value=-1)
-    return (batch.group_S != before_S).nonzero().squeeze(-1)
 
 
 def grouped(
@@ -82,44 +73,12 @@ def grouped(
     )
 
 
-def draw_seed(*numbers: int) -> int:
-    """A seed that is a function of all the numbers (not negative) and their order."""
-    # Their number too: to a seed sequence, zeros at the end are nothing.
-    return int(np.random.SeedSequence([len(numbers), *numbers]).generate_state(1)[0])
-
-
-def sampling_of(tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float = 1.0) -> Sampling:
-    """How responses are drawn, with the tokenizer's EOS."""
-    return Sampling(
-        max_new_tokens=max_new_tokens,
-        eos=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-        temperature=temperature,
-        top_p=top_p,
-    )
-
-
 class Writing(Preference):
     """Base of methods that write responses while they train."""
 
     couples = "micro-batch"
     prompted = True
     _step = 0
-
-    def check_room(self, context: Context, max_new_tokens: int) -> None:
-        """The longest prompt and a response fit into the model.
-
-        Raises:
-            ValueError: they do not.
-        """
-        examples = context.examples
-        limit = most_tokens(context.role("policy"))
-        needed = int(examples.targets.max()) + max_new_tokens
-        if limit is not None and needed > limit:
-            raise ValueError(
-                f"method.max_new_tokens={max_new_tokens}: with the longest prompt that is {needed} tokens, the model "
-                f"takes at most {limit}"
-            )
 
     def write(
         self, role: str, batch: Batch, step: int, samples: int, sampling: Sampling, salt: int = 0
@@ -144,11 +103,6 @@ class Writing(Preference):
         return step // math.ceil(self.context.examples.group_count / self.context.config["training"]["batch_size"])
 
 
-def prompts_of(examples: Examples, batch: Batch) -> list[list[int]]:
-    """The prompt of each group of a batch of the data set's."""
-    return [examples.prompt(index).tolist() for index in batch.example_S[prompt_places(batch)].tolist()]
-
-
 class Online(Writing):
     """Base of methods whose responses are written by the policy and graded by a reward."""
 
@@ -160,7 +114,7 @@ class Online(Writing):
 
     def prepare(self, context: Context) -> Mapping[str, float]:
         """Load the reward."""
-        self.check_room(context, self.config.max_new_tokens)
+        check_room(context, self.config.max_new_tokens)
         device = next(context.role("policy").parameters()).device
         self._reward = load_reward(self.config.reward, device=device)
         return super().prepare(context)

@@ -11,12 +11,10 @@ from methods.preference.online import (
     Online,
     OnlineConfig,
     OnlinePairsConfig,
-    draw_seed,
     grouped,
     pair_loss,
-    prompt_places,
-    sampling_of,
 )
+from methods.writing import draw_seed, prompt_places, sampling_of
 from tests.methods.mix.fakes import BOS, EOS, PAD, TOKENIZER, encoded
 from tests.methods.preference.given import (
     PreferenceContext,
