@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from methods.batch import Batch
 from methods.examples import Examples
-from methods.generation import Sampling
+from methods.generation import Sampling, Written
 from methods.kinds import Kind
 
 
@@ -138,6 +138,19 @@ class Context(Protocol):
 
     def sample(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[int]]:
         """What a role's model, as it is now, continues prompts with; each process its own prompts, all equally many."""
+        ...
+
+    def write(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Written]:
+        """As `sample`, with how likely each token was where it was drawn, and whether the continuation is complete."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Which of the run's processes this is, from 0."""
+        ...
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every process passes, in the order of their ranks: numbers, tensors on the CPU, containers of them."""
         ...
 
     def follow(self, role: str, leader: str, rate: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from evals import mini_world, preference_world
-from evals.rewards.load import check_reward
+from evals.rewards.load import check_grader, check_reward
 from evals.task_index import TaskRequest, check_requests
 from runners import fingerprint, signatures
 from runners.errors import UserError, nearest
@@ -153,6 +153,7 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
         except ValueError as error:
             raise UserError(str(error)) from error
         _check_reward_chat(config, key, reward)
+    _check_graders(config)
     # Each on its own: other items of one task may choose, and measure.
     for key, tasks in (
         ("evaluation.tasks", config["evaluation"]["tasks"]),
@@ -230,6 +231,22 @@ def _check_reward_chat(config: dict[str, Any], key: str, reward: dict[str, Any])
         )
 
 
+def _check_graders(config: dict[str, Any]) -> None:
+    """There are rewards where they are asked for, and each can be found."""
+    for key in ("method.rewards", "evaluation.problems.rewards"):
+        group, *names = key.split(".")
+        found: Any = config[group]
+        for name in names:
+            found = found.get(name, {}) if found else None
+        if found == []:
+            raise UserError(f"{key}=[]: must name at least one reward, as [{{function: module.function}}]")
+    for key, settings in fingerprint.graders(config):
+        try:
+            check_grader(settings, key)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
 def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
     """Check the data sets of an evaluation; their defaults are filled in.
 
@@ -256,6 +273,7 @@ def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
 
 _NEEDS = {
     "completion": "prompts with a completion to imitate",
+    "problem": "prompts with an answer that a response is checked against",
     "pair": "prompts with a chosen and a rejected response",
     "labelled": "responses with a label, good or bad",
     "negative": "bad responses alone",

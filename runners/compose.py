@@ -127,7 +127,7 @@ class RunSpec:
         for part in PARTS:
             if self.config[part]["_target_"]:
                 roots.append(self.config[part]["_target_"].rpartition(".")[0])
-        for _, reward in fingerprint.rewards(self.config):
+        for _, reward in [*fingerprint.rewards(self.config), *fingerprint.graders(self.config)]:
             if reward.get("function"):
                 roots.append(reward["function"].rpartition(".")[0])
         tasks = [*self.config["evaluation"]["tasks"], *validation_tasks(self.config)]
@@ -185,7 +185,7 @@ class RunSpec:
             decides["evaluation"].get("judge", {}).pop(key, None)
         _without_places(decides)
         local = [(decides["model"], "id"), (decides["model"], "tokenizer")]
-        local += [(reward, "model") for _, reward in fingerprint.rewards(decides)]
+        local += [(one, "model") for _, one in [*fingerprint.rewards(decides), *fingerprint.graders(decides)]]
         local.append((decides["evaluation"].get("mauve", {}), "embedding"))
         for settings, key in local:
             if settings.get(key) is not None and Path(settings[key]).is_dir():

@@ -30,6 +30,15 @@ class RunContext:
         self._rank, self._world = rank, world
         self.method = build(Method, "method", spec.config)
 
+    @property
+    def rank(self) -> int:
+        """Which of the run's processes this is, from 0."""
+        return self._rank
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every process passes, in the order of their ranks."""
+        return processes.gather(value)
+
     @cached_property
     def dataset(self) -> Any:
         """The data of a set that is no text."""

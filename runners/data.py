@@ -223,7 +223,7 @@ def _read(row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any) -
         raise _BadRow("the responses have different prompts")
     responses = [response for _, response in read]
     if kind != "completion" and not all(response.strip() for response in responses):
-        raise _BadRow("an empty response")
+        raise _BadRow("an empty answer" if kind == "problem" else "an empty response")
     if kind == "pair" and responses[0] == responses[1]:
         raise _BadRow("chosen equals rejected")
     if kind == "groups" and sorted(responses[: len(chosen)]) == sorted(responses[len(chosen) :]):
@@ -231,6 +231,8 @@ def _read(row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any) -
     prompt = read[0][0]
     if isinstance(prompt, str):
         return _Responses(prompt, responses, labels)
+    if kind == "problem":  # the answer is for a reward alone
+        return _Responses(_chat(prompt, "", settings, tokenizer)[0], responses)
     written = [_chat(prompt, response, settings, tokenizer) for response in responses]
     return _Responses(written[0][0], [response for _, response in written], labels)
 
@@ -316,6 +318,7 @@ def tokenize(
 
     Prompt and response are tokenised as one text, as evaluation does; a token carries loss when any of its characters
     belong to the response (all but the first with `loss_on: all`), and EOS does. The responses of a row are a group.
+    A problem is its prompt, with EOS in the place of a response.
 
     Args:
         dropped: counts the rows that were left out, by reason.
@@ -326,7 +329,7 @@ def tokenize(
     """
     rows = list(rows)
     dropped = collections.Counter() if dropped is None else dropped
-    grouped = settings["type"] != "completion"
+    grouped = settings["type"] not in ("completion", "problem")
     tokens: list[NDArray[np.int32]] = []
     targets: list[int] = []
     sizes: list[int] = []
@@ -385,7 +388,8 @@ def _tokenized(
             read.append((first + offset, _read(row, settings, tokenizer)))
         except _BadRow as problem:
             dropped[str(problem)] += 1
-    whole = [found.prompt + response for _, found in read for response in found.responses]
+    unanswered = settings["type"] == "problem"
+    whole = [found.prompt + ("" if unanswered else response) for _, found in read for response in found.responses]
     if not whole:
         return
     encoded = tokenizer(whole, return_offsets_mapping=True, return_attention_mask=False)
@@ -395,9 +399,11 @@ def _tokenized(
         for _ in found.responses:
             ids, spans = encoded["input_ids"][place], encoded["offset_mapping"][place]
             _check_bos(ids, tokenizer, whole[place])
-            if settings["add_eos"] and ids[-1:] != [tokenizer.eos_token_id]:
+            if (settings["add_eos"] or unanswered) and ids[-1:] != [tokenizer.eos_token_id]:
                 ids = [*ids, tokenizer.eos_token_id]
-            if settings["loss_on"] == "all":
+            if unanswered:  # where an answer will begin
+                target = len(ids) - 1
+            elif settings["loss_on"] == "all":
                 target = 1
             else:
                 target = next((at for at, (_, end) in enumerate(spans) if end > len(found.prompt)), len(spans))

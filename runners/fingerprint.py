@@ -167,7 +167,7 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
             else _hub_revision(name, model["revision"] if key == "id" else None, "model")
         )
     found |= {key: _of_path(Path(path)) for key, path in files(config)}
-    others = [(f"{key}.model", reward.get("model")) for key, reward in rewards(config)]
+    others = [(f"{key}.model", reward.get("model")) for key, reward in [*rewards(config), *graders(config)]]
     embedding = (config["evaluation"].get("mauve") or {}).get("embedding")
     others.append(("evaluation.mauve.embedding", None if embedding == "terms" else embedding))
     for key, name in others:
@@ -197,6 +197,13 @@ def rewards(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     found = [("method.reward", config["method"].get("reward"))]
     found.append(("evaluation.preference.reward", (config["evaluation"].get("preference") or {}).get("reward")))
     return [(key, reward) for key, reward in found if isinstance(reward, dict)]
+
+
+def graders(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Rewards with options (`evals.rewards.load.load_grader`), with their keys: of the method, of the evaluation."""
+    listed = [("method.rewards", config["method"].get("rewards"))]
+    listed.append(("evaluation.problems.rewards", (config["evaluation"].get("problems") or {}).get("rewards")))
+    return [(f"{key}[{place}]", one) for key, found in listed for place, one in enumerate(found or ())]
 
 
 def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:

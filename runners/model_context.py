@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from methods.adapter.base import Adapter
 from methods.batch import Batch
 from methods.examples import Examples
-from methods.generation import Sampling, generate
+from methods.generation import Sampling, Written, generate, write
 from methods.kinds import Kind, adapter
 from methods.method import Method
 from methods.mix.base import Mix
@@ -294,8 +294,17 @@ class ModelContext(RunContext):
 
     def sample(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[int]]:
         """What a role's model, as it is now, continues this process's prompts with."""
-        sharded = self.config["engine"]["zero_stage"] == 3 and self._world > 1
-        return generate(self.role(role), prompts, sampling, seed, lockstep=sharded)
+        return generate(self.role(role), prompts, sampling, seed, lockstep=self._sharded)
+
+    def write(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Written]:
+        """As `sample`, with how likely each token was."""
+        lockstep, tokenizer = self._sharded, self.tokenizer
+        return write(self.role(role), prompts, sampling, seed, lockstep=lockstep, logps=True, tokenizer=tokenizer)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether each process holds only a part of the models."""
+        return bool(self.config["engine"]["zero_stage"] == 3 and self._world > 1)
 
     # What is made once with the model that training starts from -------------------------------------------------
 

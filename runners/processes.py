@@ -188,6 +188,17 @@ def any_rank(flag: bool) -> bool:
     return bool(found)
 
 
+def gather(value: T) -> list[T]:
+    """What every rank passes, in their order; all of them call it."""
+    if not _several():
+        return [value]
+    import torch
+
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
 def _several() -> bool:
     """Whether this process is one of several that have joined."""
     torch = sys.modules.get("torch")

@@ -22,6 +22,7 @@ Kind = Literal["causal", "image", "none"]
 # Of each `dataset.type` the keys that say where its responses are: templates, and those that name one column.
 RESPONSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "completion": (("completion",), ()),
+    "problem": (("completion",), ()),
     "negative": (("completion",), ()),
     "labelled": (("completion",), ("label",)),
     "pair": (("chosen", "rejected"), ()),
@@ -79,8 +80,9 @@ class Model:
 class Dataset:
     """`dataset:` — training examples: a prompt and its completion, or the responses to it and what is said of them.
 
-    type: completion (to be imitated), pair (chosen and rejected), labelled (one response, good or bad), negative (one
-    bad response), ranked (responses with scores), groups (several chosen, several rejected).
+    type: completion (to be imitated), problem (with what a response is checked against), pair (chosen and rejected),
+    labelled (one response, good or bad), negative (one bad response), ranked (responses with scores), groups (several
+    chosen, several rejected).
     """
 
     source: Literal["mini_world", "hub", "file"]
@@ -94,7 +96,7 @@ class Dataset:
     data_dir: str | None = None  # hub: a folder inside the set, whose files alone are read
     split: str = "train"
     data_root: str | None = None  # hub: a folder that may hold a local copy
-    type: Literal["completion", "pair", "labelled", "negative", "ranked", "groups"] = "completion"
+    type: Literal["completion", "problem", "pair", "labelled", "negative", "ranked", "groups"] = "completion"
     layout: Literal["columns", "dialogue", "messages"] = "columns"  # dialogue: prompt and answer in one text
     chat: bool = False  # columns: as one turn of the tokenizer's chat template
     prompt: str = "{prompt}"  # template over the columns; empty: no prompt

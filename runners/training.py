@@ -275,10 +275,8 @@ class _Terms:
             for name, value in {"loss": computed.sum, **computed.metrics}.items():
                 note(f"train/{name}", value, self.count)
             for name, parts in computed.means.items():
-                total, number = (part.detach().double() for part in parts)
-                if name in means:
-                    total, number = total + means[name][0], number + means[name][1]
-                means[name] = (total, number)
+                added_to = means.get(name, (torch.zeros(()), torch.zeros(())))
+                means[name] = tuple(old + new.detach().double().cpu() for old, new in zip(added_to, parts, strict=True))  # type: ignore[assignment]
             if added is not None:
                 loss = loss + added.sum * (divisor / self.tokens)  # a mean over the data set's tokens, whatever the mix
                 for name, value in {"penalty": added.sum, **added.metrics}.items():

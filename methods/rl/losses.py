@@ -6,6 +6,9 @@
         ratio_cap       rho of the first branch at most so large                              arXiv 2505.07291
         dual_clip       for A < 0 not more than -dual_clip A                                  arXiv 1912.09729
     cispo               -sg(min(rho, ratio_cap)) A l                                          arXiv 2506.13585
+    sapo                -4/tau sigmoid(tau (rho - 1)) A; tau for A > 0, another for A <= 0    arXiv 2511.20347
+    vespo               -sg(phi(w)) A l, phi(w) = e^lambda w^k e^(-lambda w), phi(1) = 1      arXiv 2602.10693
+                        w: the sequence's rho; k and lambda for A >= 0, others for A < 0
     reinforce           -A l                                                      gradient of rho A where l = l_old
 
 KL(policy || reference), estimated on tokens of the policy (d = l_ref - l):
@@ -17,6 +20,7 @@ KL(policy || reference), estimated on tokens of the policy (d = l_ref - l):
 Legend: K target tokens of a micro-batch, S its sequences.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -25,7 +29,7 @@ from torch import Tensor
 from methods.batch import Batch, sum_by_sequence
 
 Level = Literal["token", "sequence", "sequence_sum"]
-Form = Literal["clip", "cispo", "reinforce"]
+Form = Literal["clip", "cispo", "sapo", "vespo", "reinforce"]
 Estimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["sequence", "token", "constant", "local_token", "length"]
 
@@ -45,6 +49,18 @@ def log_ratios(logps_K: Tensor, old_K: Tensor, batch: Batch, level: Level, mask_
     return of_S[batch.sequence_K]
 
 
+# Temperatures of SAPO for A > 0 and A <= 0; k and lambda of VESPO for A >= 0 and A < 0: those of TRL.
+SAPO = (1.0, 1.05)
+VESPO = ((2.0, 3.0), (3.0, 2.0))
+
+
+def _vespo_weights(log_ratio_K: Tensor, advantage_K: Tensor) -> Tensor:
+    """phi(w), in logarithms; w between 1e-8 and e^20. Returns [K]."""
+    log_w_K = log_ratio_K.clamp(math.log(1e-8), 20.0)
+    k_K, lambda_K = (torch.where(advantage_K >= 0, up, down) for up, down in zip(*VESPO, strict=True))
+    return (lambda_K + k_K * log_w_K - lambda_K * log_w_K.exp()).exp()
+
+
 def policy_losses(
     logps_K: Tensor,
     log_ratio_K: Tensor,
@@ -62,6 +78,11 @@ def policy_losses(
     if form == "cispo":
         capped_K = ratio_K if ratio_cap is None else ratio_K.clamp_max(ratio_cap)
         return -capped_K.detach() * advantage_K * logps_K
+    if form == "sapo":
+        tau_K = torch.where(advantage_K > 0, SAPO[0], SAPO[1])
+        return -4 / tau_K * torch.sigmoid(tau_K * (ratio_K - 1)) * advantage_K
+    if form == "vespo":
+        return -_vespo_weights(log_ratio_K.detach(), advantage_K) * advantage_K * logps_K
     free_K = ratio_K if ratio_cap is None else ratio_K.clamp_max(ratio_cap)
     surrogate_K = torch.minimum(free_K * advantage_K, ratio_K.clamp(1 - clip_low, 1 + clip_high) * advantage_K)
     if dual_clip is not None:
