@@ -3,7 +3,7 @@
 Legend: B prompts of a batch, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -196,6 +196,17 @@ def prompt_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts that something follows: without an EOS that the tokenizer may put behind them."""
     encoded = tokenizer(list(texts), return_attention_mask=False)["input_ids"]
     return [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else list(ids) for ids in encoded]
+
+
+def chat_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages in the tokenizer's chat template, up to where the answer begins, without a BOS that it adds itself."""
+    written: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return written.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else written
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer begins every text with BOS."""
+    return tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def most_tokens(model: nn.Module) -> int | None:

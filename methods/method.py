@@ -50,6 +50,11 @@ class Context(Protocol):
         """
         ...
 
+    @property
+    def plain_texts(self) -> list[tuple[str, str]]:
+        """As `texts`, with prompts as the data have them, in no chat template."""
+        ...
+
     def tokenized(self, dataset: Mapping[str, Any]) -> Examples:
         """The examples of other `dataset:` settings, for the same model."""
         ...

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evals import mini_world, preference_world
 from evals.local_data import local_copy, reader
 from methods.examples import Examples
+from methods.generation import adds_bos, chat_prompt
 from runners.errors import UserError, nearest
 from runners.progress import progress
 from runners.schema import RESPONSES
@@ -294,14 +295,13 @@ def _chat(prompt: list[Any], response: str, settings: Mapping[str, Any], tokeniz
             f"{key}: needs a chat template, and the tokenizer has none; take a model that was trained with one, or set "
             "model.tokenizer to one that has it"
         )
-    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    before = chat_prompt(tokenizer, prompt)
     answered = [*prompt, {"role": "assistant", "content": response}]
     whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    if adds_bos(tokenizer):
+        whole = whole.removeprefix(tokenizer.bos_token)
     if not whole.startswith(before):
         raise UserError(f"{key}: the tokenizer's chat template changes a prompt by the answer after it")
-    bos = tokenizer.bos_token
-    if bos and before.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
-        before, whole = before.removeprefix(bos), whole.removeprefix(bos)  # the tokenizer adds it itself
     return before, whole[len(before) :].rstrip("\n")
 
 

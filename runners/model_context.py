@@ -73,7 +73,15 @@ class ModelContext(RunContext):
     @property
     def texts(self) -> list[tuple[str, str]]:
         """Prompt and completion of the training examples, before they were tokenised, in their order."""
-        found = texts(load_rows(self.config["dataset"]), self.config["dataset"], self.tokenizer)
+        return self._texts(self.config["dataset"])
+
+    @property
+    def plain_texts(self) -> list[tuple[str, str]]:
+        """As `texts`, with prompts as the data have them, in no chat template."""
+        return self._texts({**self.config["dataset"], "chat": False})
+
+    def _texts(self, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+        found = texts(load_rows(settings), settings, self.tokenizer)
         if len(found) != len(self._everything.examples):
             raise UserError(
                 "training.too_long=drop: the texts of all examples are needed, and "

@@ -120,7 +120,7 @@ class PolicyGradient(Objective):
             load_grader(settings, f"method.rewards[{place}]", device)
             for place, settings in enumerate(self.config.rewards)
         ]
-        self._texts = context.texts
+        self._texts = context.plain_texts
         return {}
 
     def check_room(self, context: Context) -> None:
