@@ -47,13 +47,20 @@ class Written:
 
 
 def generate(
-    model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, *, lockstep: bool = False
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seed: int,
+    *,
+    lockstep: bool = False,
+    tokenizer: Any = None,
 ) -> list[list[int]]:
     """Continue every prompt; returns the continuations, each up to and with its EOS, if it came to one.
 
     Arguments as of `write`.
     """
-    return [written.tokens for written in write(model, prompts, sampling, seed, lockstep=lockstep)]
+    found = write(model, prompts, sampling, seed, lockstep=lockstep, tokenizer=tokenizer)
+    return [written.tokens for written in found]
 
 
 def write(

@@ -177,7 +177,7 @@ def _check_without_model(config: dict[str, Any], chosen: dict[str, str]) -> None
     Raises:
         UserError: it is.
     """
-    for key in ("tasks", "kl_to_base", "preference", "judge", "mauve"):
+    for key in ("tasks", "kl_to_base", "preference", "judge", "mauve", "problems"):
         if config["evaluation"][key]:
             raise UserError(
                 f"evaluation={chosen['evaluation']}: measures a model (evaluation.{key}), and model=none is none; "
@@ -201,7 +201,7 @@ def _check_images(config: dict[str, Any], chosen: dict[str, str]) -> None:
             f"dataset={chosen['dataset']}: model.kind=image needs a data set of images, got "
             f"{data_type(config['dataset'])}"
         )
-    for key in ("tasks", "kl_to_base", "preference", "judge", "mauve"):
+    for key in ("tasks", "kl_to_base", "preference", "judge", "mauve", "problems"):
         if config["evaluation"][key]:
             raise UserError(
                 f"evaluation={chosen['evaluation']}: measures a language model (evaluation.{key}), got "
@@ -231,6 +231,10 @@ def _check_reward_chat(config: dict[str, Any], key: str, reward: dict[str, Any])
         )
 
 
+# What `evaluation:` asks of data, by the type of data that it needs.
+_EVALUATED = {"preference": "pair", "judge": "completion", "mauve": "completion", "problems": "problem"}
+
+
 def _check_graders(config: dict[str, Any]) -> None:
     """There are rewards where they are asked for, and each can be found."""
     for key in ("method.rewards", "evaluation.problems.rewards"):
@@ -253,7 +257,7 @@ def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
     Raises:
         UserError: with the reason.
     """
-    for name, needed in (("preference", "pair"), ("judge", "completion"), ("mauve", "completion")):
+    for name, needed in _EVALUATED.items():
         if evaluation[name] is None:
             continue
         where, data = f"evaluation.{name}.dataset", evaluation[name]["dataset"]
@@ -267,7 +271,7 @@ def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
         _check_skill(where, data)
         if data["type"] != needed:
             raise UserError(f"{where}.type={data['type']}: must be {needed} ({_NEEDS[needed]})")
-        if name != "preference" and data["layout"] != "columns":
+        if name in ("judge", "mauve") and data["layout"] != "columns":
             raise UserError(f"{where}.layout={data['layout']}: must be columns, as the prompt's text is looked at")
 
 

@@ -179,7 +179,7 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
 def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The data sets of a run: the one it is about, that of a mix which has one, those of its evaluation."""
     others = [("mix.dataset", config.get("mix", {}).get("dataset"))]
-    for name in ("preference", "judge", "mauve"):
+    for name in ("preference", "judge", "mauve", "problems"):
         asked = config.get("evaluation", {}).get(name) or {}
         others.append((f"evaluation.{name}.dataset", asked.get("dataset")))
     others.append(("evaluation.accuracy.source", (config.get("evaluation", {}).get("accuracy") or {}).get("source")))
@@ -202,8 +202,10 @@ def rewards(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def graders(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Rewards with options (`evals.rewards.load.load_grader`), with their keys: of the method, of the evaluation."""
     listed = [("method.rewards", config["method"].get("rewards"))]
-    listed.append(("evaluation.problems.rewards", (config["evaluation"].get("problems") or {}).get("rewards")))
-    return [(f"{key}[{place}]", one) for key, found in listed for place, one in enumerate(found or ())]
+    problems = config["evaluation"].get("problems") or {}
+    listed.append(("evaluation.problems.rewards", problems.get("rewards")))
+    shown = [("evaluation.problems.feedback", problems["feedback"])] if problems.get("feedback") else []
+    return [(f"{key}[{place}]", one) for key, found in listed for place, one in enumerate(found or ())] + shown
 
 
 def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:

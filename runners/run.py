@@ -38,6 +38,7 @@ from runners.measuring.judge import check_key, with_judge
 from runners.measuring.kl_to_base import with_kl_to_base
 from runners.measuring.mauve import with_mauve
 from runners.measuring.preference import HeldOut, held_out, with_preference
+from runners.measuring.problems import Problems, problems, with_problems
 from runners.measuring.sampling import Questions, questions
 from runners.measuring.tasks import by_lm_eval
 from runners.model_context import ModelContext
@@ -286,10 +287,11 @@ def _evaluation(spec: RunSpec, context: ModelContext, world: int) -> Callable[[]
     held = held_out(spec, context.tokenizer, context.parent) if settings["preference"] else None
     if settings["judge"]:
         check_key(spec)
+    solving = problems(spec, context.tokenizer, context.parent) if settings["problems"] else None
     asked = {
         name: questions(spec, name, context.tokenizer, context.parent) for name in ("judge", "mauve") if settings[name]
     }
-    return lambda: _evaluate(spec, context, held, asked, world)
+    return lambda: _evaluate(spec, context, held, asked, solving, world)
 
 
 def _evaluate(
@@ -297,12 +299,13 @@ def _evaluate(
     context: ModelContext,
     held: HeldOut | None,
     asked: Mapping[str, Questions],
+    solving: Problems | None,
     world: int,
 ) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]
     others = settings["kl_to_base"] or settings["accuracy"] is not None
-    if not settings["tasks"] and not others and held is None and not asked:
+    if not settings["tasks"] and not others and held is None and not asked and solving is None:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
     dtype = "bfloat16" if engine["precision"] != "fp32" else spec.config["model"]["dtype"]
@@ -337,6 +340,8 @@ def _evaluate(
             measured = with_judge(measured, spec, asked["judge"], context.tokenizer, placed, dtype, context.tell)
         if "mauve" in asked:
             measured = with_mauve(measured, spec, asked["mauve"], context.tokenizer, placed, context.tell)
+        if solving is not None:
+            measured = with_problems(measured, spec, solving, context.tokenizer, placed, context.tell)
         return measured
     finally:
         close_frozen(placed)

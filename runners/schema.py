@@ -275,6 +275,38 @@ class Mauve:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Problems:
+    """Problems whose answers can be checked."""
+
+    dataset: dict[str, Any]  # keys of `dataset:`, of type problem
+    rewards: Annotated[
+        list[dict[str, Any]], Field(min_length=1)
+    ]  # as of `method.rewards`; from 1 on an answer is solved
+    problems: Annotated[int, Field(ge=2)] | None = None  # the first so many; null: all
+    samples: PositiveInt = 4  # answers to each
+    pass_at: list[PositiveInt] = field(default_factory=lambda: [1])
+    max_new_tokens: PositiveInt = 256
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    stop: list[str] | None = None  # texts that end an answer
+    batch_size: PositiveInt = 64  # of the generation
+    seed: NonNegativeInt = 0
+    greedy: bool = True  # also the likeliest answer
+    turns: PositiveInt = 1  # attempts at most, each but the first after feedback
+    feedback: dict[str, Any] | None = None  # the reward whose feedback is shown; null: the first that counts
+    feedback_template: str = "{prompt}{attempt}\n{feedback}\n"
+    history: Literal["last", "chain"] = "last"
+    max_feedback: PositiveInt = 1500
+
+    def __post_init__(self) -> None:
+        if self.pass_at and max(self.pass_at) > self.samples:
+            raise ValueError(
+                f"evaluation.problems.pass_at={self.pass_at}: must be at most evaluation.problems.samples, which is "
+                f"{self.samples}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Accuracy:
     """Of an image classifier: the share of test images of the run's data set that it classifies rightly.
 
@@ -295,6 +327,7 @@ class Evaluation:
     preference: Preference | None = None
     judge: Judge | None = None
     mauve: Mauve | None = None
+    problems: Problems | None = None
     accuracy: Accuracy | None = None  # of image classifiers
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # items per task, where the task states none

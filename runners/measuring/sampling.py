@@ -79,6 +79,7 @@ def sampling_of(settings: Mapping[str, Any], tokenizer: Any) -> Sampling:
         pad=tokenizer.pad_token_id,
         temperature=settings["temperature"],
         top_p=settings["top_p"],
+        stop=tuple(settings.get("stop") or ()),
     )
 
 
@@ -125,6 +126,7 @@ def sampled(
     seed: int,
     what: str,
     tell: Tell,
+    tokenizer: Any = None,
 ) -> list[list[int]]:
     """Continue prompts, with EOS where they come to one; the same on every process, and for any number of them.
 
@@ -136,6 +138,7 @@ def sampled(
         seed: which samples.
         what: for the progress bar.
         tell: how far it is.
+        tokenizer: needed for stop texts.
 
     Raises:
         Preempted: told to stop.
@@ -153,7 +156,8 @@ def sampled(
             place = turn * world + rank
             number = min(place, len(begins) - 1)
             chunk = prompt_ids[begins[number] : begins[number] + batch_size]
-            written = generate(model, chunk, sampling, seed * len(begins) + number, lockstep=lockstep)
+            drawn = seed * len(begins) + number
+            written = generate(model, chunk, sampling, drawn, lockstep=lockstep, tokenizer=tokenizer)
             if place < len(begins):
                 for at, continuation in enumerate(written, begins[number]):
                     tokens[at, : len(continuation)] = torch.tensor(continuation)
