@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from evals import mini_world, preference_world
-from evals.rewards.load import check_grader, check_reward
+from evals.rewards.load import check_function, check_grader, check_reward
 from evals.task_index import TaskRequest, check_requests
 from runners import fingerprint, signatures
 from runners.errors import UserError, nearest
@@ -292,6 +292,12 @@ def _check_data(config: dict[str, Any], chosen: dict[str, str]) -> None:
     Raises:
         UserError: they cannot; says what they need.
     """
+    for key, dataset in fingerprint.data_sets(config):
+        if dataset.get("reference"):
+            try:
+                check_function(dataset["reference"], f"{key}.reference={dataset['reference']}")
+            except ValueError as error:
+                raise UserError(str(error)) from error
     given, kind = data_type(config["dataset"]), config["model"]["kind"]
     if given == "images" and kind == "causal":
         raise UserError("dataset.type=images: needs model.kind=image, or a method without a model, got causal")

@@ -122,6 +122,9 @@ class RunSpec:
             roots += fingerprint.ENGINE_MODULES
         if "_target_" in self.config["dataset"]:
             roots.append(self.config["dataset"]["_target_"].rpartition(".")[0])
+        for _, dataset in fingerprint.data_sets(self.config):
+            if dataset.get("reference"):
+                roots.append(dataset["reference"].rpartition(".")[0])
         if self.config["dataset"].get("select"):
             roots += [selector(self.config["dataset"]["select"]).rpartition(".")[0], "runners.selecting"]
         for part in PARTS:
@@ -201,6 +204,8 @@ def _without_places(decides: dict[str, Any]) -> dict[str, Any]:
         if not dataset.get("select"):
             for key in SELECTION:
                 dataset.pop(key, None)
+        if dataset.get("reference", "") is None:
+            del dataset["reference"]
         for key in (*_WHERE["dataset"], *(("path",) if dataset.get("source") == "file" else ())):
             dataset.pop(key, None)
     return decides

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from evals import mini_world, preference_world
 from evals.local_data import local_copy, reader
+from evals.rewards.load import dotted_function
 from methods.examples import Examples
 from methods.generation import adds_bos, chat_prompt
 from runners.errors import UserError, nearest
@@ -63,7 +64,7 @@ def load_rows(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def _needed_columns(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Each key of `dataset:` that asks for a column, with the column."""
-    templates, columns = RESPONSES[settings["type"]]
+    templates, columns = ((), ()) if settings.get("reference") else RESPONSES[settings["type"]]
     if settings["layout"] == "columns":  # else the prompt stands before the answer, in one column
         templates = ("prompt", *templates)
     asked = [(key, column) for key in templates for column in _columns_of(key, settings[key])]
@@ -213,6 +214,8 @@ def _read(row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any) -
         answers, labels = [answers[i] for i in order], [float(scores[i]) for i in order]
         if labels[0] == labels[-1]:
             raise _BadRow("all scores are equal")
+    elif settings.get("reference"):
+        answers = [_referred(row, settings["reference"])]
     else:
         answers = [_filled("completion", row, settings)]
         if kind == "negative":
@@ -236,6 +239,14 @@ def _read(row: Mapping[str, Any], settings: Mapping[str, Any], tokenizer: Any) -
         return _Responses(_chat(prompt, "", settings, tokenizer)[0], responses)
     written = [_chat(prompt, response, settings, tokenizer) for response in responses]
     return _Responses(written[0][0], [response for _, response in written], labels)
+
+
+def _referred(row: Mapping[str, Any], path: str) -> str:
+    """What a function makes of a row to check answers against."""
+    try:
+        return str(dotted_function(path, f"dataset.reference={path}")(row))
+    except (ValueError, KeyError, SyntaxError) as error:
+        raise UserError(f"dataset.reference={path}: {type(error).__name__}: {error}") from error
 
 
 def _label(value: Any) -> float:

@@ -101,6 +101,7 @@ class Dataset:
     chat: bool = False  # columns: as one turn of the tokenizer's chat template
     prompt: str = "{prompt}"  # template over the columns; empty: no prompt
     completion: str = "{answer}"
+    reference: str | None = None  # problem: a function by its dotted path, from a row to the answer, not `completion`
     chosen: str = "{chosen}"  # pair: template; groups: the column with a list of responses
     rejected: str = "{rejected}"
     label: str = "{label}"  # labelled: the column that says whether the completion is good
@@ -127,7 +128,9 @@ class Dataset:
             raise ValueError(f"dataset.chat=true: only for layout columns, as messages are a chat, got {self.layout}")
         if self.loss_on == "all" and self.type != "completion":
             raise ValueError(f"dataset.loss_on=all: only for type completion, as a response is judged, got {self.type}")
-        templates, columns = RESPONSES[self.type]
+        if self.reference is not None and self.type != "problem":
+            raise ValueError(f"dataset.reference={self.reference}: only for type problem, got {self.type}")
+        templates, columns = ((), ()) if self.reference is not None else RESPONSES[self.type]
         for key in templates:
             if not getattr(self, key):
                 raise ValueError(f"dataset.{key} must be a template, got ''")

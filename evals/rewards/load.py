@@ -83,7 +83,7 @@ def load_grader(settings: Mapping[str, Any], key: str, device: Any = "cpu") -> G
         scores = _RewardModel(chosen, f"{key}.model={chosen['model']}", device)
         return lambda sampled: [Graded(score) for score in scores(sampled.prompts, sampled.responses)]
     told = f"{key}.function={chosen['function']}"
-    function, options = _function(chosen["function"], told), dict(chosen["options"] or {})
+    function, options = dotted_function(chosen["function"], told), dict(chosen["options"] or {})
     asked = [name for name in _ASKED if name in inspect.signature(function).parameters]
 
     def graded(sampled: Sampled) -> list[Graded]:
@@ -140,12 +140,17 @@ def check_reward(settings: Mapping[str, Any], key: str = "method.reward") -> Non
     if not isinstance(chat, bool):
         raise ValueError(f"{key}.chat={chat}: must be true or false")
     if function is not None:
-        _check_function(str(function), f"{key}.function={function}")
+        check_function(str(function), f"{key}.function={function}")
     elif not Path(str(model)).is_dir() and not _HUB_ID.fullmatch(str(model)):
         raise ValueError(f"{key}.model={model}: neither a hub id nor an existing folder")
 
 
-def _check_function(path: str, told: str) -> None:
+def check_function(path: str, told: str) -> None:
+    """A function can be found by its dotted path, without importing it.
+
+    Raises:
+        ValueError: it cannot; begins with `told`.
+    """
     module, _, name = path.rpartition(".")
     if not module or not all(part.isidentifier() for part in path.split(".")):
         raise ValueError(f"{told}: must be the dotted path of a function (module.function)")
@@ -199,7 +204,7 @@ def load_reward(settings: Mapping[str, Any], key: str = "method.reward", device:
     chosen = {**_DEFAULTS, **settings}
     if chosen["function"] is not None:
         told = f"{key}.function={chosen['function']}"
-        return _checked(_function(chosen["function"], told), told)
+        return _checked(dotted_function(chosen["function"], told), told)
     told = f"{key}.model={chosen['model']}"
     return _checked(_RewardModel(chosen, told, device), told)
 
@@ -233,7 +238,12 @@ def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _function(path: str, told: str) -> Callable[..., Any]:
+def dotted_function(path: str, told: str) -> Callable[..., Any]:
+    """The function of a dotted path.
+
+    Raises:
+        ValueError: there is none; begins with `told`.
+    """
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

@@ -614,3 +614,34 @@ def test_file_that_is_no_json(folder: Path) -> None:
 def test_hub_set_that_cannot_be_reached(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^dataset\.path=nobody/nothing: cannot be loaded: "):
         load_rows(settings(source="hub", path="nobody/nothing"))
+
+
+def first_letter(row: dict[str, Any]) -> str:
+    """Of a row's prompt."""
+    return str(row["prompt"][0])
+
+
+def test_a_problem_is_its_prompt_with_eos_where_an_answer_begins() -> None:
+    """What an answer is checked against is no token of it."""
+    for changes in ({}, {"add_eos": False}):
+        examples = tokens_of(ROWS, type="problem", **changes)
+        assert [text_of(examples, index) for index in range(2)] == [f"{BOS}ab:{EOS}", f"{BOS}x:{EOS}"]
+        assert [TOKENIZER.decode(examples.prompt(index)) for index in range(2)] == [f"{BOS}ab:", f"{BOS}x:"]
+        assert examples.target_tokens == 2 and examples.labels is None
+    assert texts(ROWS, settings(type="problem"), TOKENIZER) == [("ab:", "cd"), ("x:", "yz!")]
+
+
+def test_a_problem_in_a_chat_ends_where_the_answer_begins() -> None:
+    changes = settings(type="problem", chat=True)
+    tokenizer = chat_tokenizer()
+    examples = tokenize(ROWS, changes, tokenizer, max_length=200, too_long="error")
+    assert tokenizer.decode(examples.prompt(0)) == f"{BOS}[user]ab:{EOS}\n[assistant]"
+    assert texts(ROWS[:1], changes, tokenizer) == [("[user]ab:<eos>\n[assistant]", "cd")]
+
+
+def test_what_an_answer_is_checked_against_may_be_made_of_the_row() -> None:
+    made = settings(type="problem", reference="tests.runners.test_data.first_letter")
+    assert texts(ROWS, made, TOKENIZER) == [("ab:", "a"), ("x:", "x")]
+    broken = settings(type="problem", reference="tests.runners.test_data.first_letter", prompt="{answer}")
+    with pytest.raises(UserError, match=r"dataset\.reference=tests\.runners\.test_data\.first_letter: KeyError"):
+        texts([{"answer": "1"}], broken, TOKENIZER)
