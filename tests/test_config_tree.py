@@ -35,7 +35,13 @@ NEEDED = {
     ("dataset", "hub"): ["dataset.path=openai/gsm8k"],
     **{
         ("method", name): ["dataset.loss_on=completion"]  # they answer the prompts
-        for name in ("finetune/sdft", "preference/online_dpo", "preference/xpo", "preference/on_mc_po")
+        for name in (
+            "finetune/sdft",
+            "preference/online_dpo",
+            "preference/xpo",
+            "preference/on_mc_po",
+            *(f"rl/{path.stem}" for path in (CONF / "method" / "rl").glob("*.yaml")),
+        )
     },
     ("method", "merging/model_soup"): [
         "model.from_run=null",
@@ -307,7 +313,9 @@ def test_columns_are_measured_by_the_evaluation(name: str, scale: str) -> None:
     spec = run_spec([f"experiment={name}", f"scale={scale}", "evaluation.confirm_run_unsafe_code=true"])
     asked = {task["name"] for task in spec.config["evaluation"]["tasks"]}
     asked |= {
-        name for name in ("kl_to_base", "preference", "judge", "mauve", "accuracy") if spec.config["evaluation"][name]
+        name
+        for name in ("kl_to_base", "preference", "judge", "mauve", "problems", "accuracy")
+        if spec.config["evaluation"][name]
     }
     measured = asked | {leaf["task"] for name in asked for _, leaf in task_index._leaves(name, task_index._roots(None))}
     metrics = [column["metric"] for column in experiment["columns"][scale].values() if "metric" in column]

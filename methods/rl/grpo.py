@@ -1,4 +1,4 @@
-"""GRPO and the variants that change its formula: Dr. GRPO, DAPO, RLOO, REINFORCE++, GSPO, CISPO, Lite PPO.
+"""GRPO: each response to a prompt against the mean of its group.
 
 Shao et al.: "DeepSeekMath", 2024, arXiv 2402.03300. Each of G responses to a prompt has one advantage, from the rewards
 of its group; there is no value network.
@@ -6,18 +6,8 @@ of its group; there is no value network.
     A_i = (r_i - mean(r)) / (std(r) + epsilon)
     L   = -(1/G) sum_i (1/|o_i|) sum_t [ min(rho A_i, clip(rho, 1 - low, 1 + high) A_i) - beta KL_t ]
 
-Of the variants, each a YAML of its own, `methods/rl/advantages.py` and `methods/rl/losses.py` hold the formulas:
-
-    dr_grpo         no division by the standard deviation, none by the length                  arXiv 2503.20783
-    dapo            high above low, mean over all tokens, cut responses masked, prompts
-                    without signal replaced, no KL                                             arXiv 2503.14476
-    rloo            mean of the others, ratio and clip by sequence, KL in the reward           arXiv 2402.14740
-    reinforce_pp    no groups: mean and std of the batch, KL in the reward                     arXiv 2501.03262
-    gspo            ratio by sequence, its mean over the tokens                                arXiv 2507.18071
-    cispo           ratio capped, not clipped: every token has a gradient                      arXiv 2506.13585
-    sapo            a smooth gate in the place of the clip                                     arXiv 2511.20347
-    vespo           sequences weighed smoothly by their ratio                                  arXiv 2602.10693
-    lite_ppo        mean of the group, std of the batch, mean over all tokens                  arXiv 2508.08221
+`methods/rl/advantages.py` and `methods/rl/losses.py` hold the formulas of its variants, of which each has a module and
+a YAML that chooses among these options: Dr. GRPO, DAPO, RLOO, REINFORCE++, GSPO, CISPO, SAPO, VESPO, Lite PPO.
 
 A KL in the reward is k1 of the whole response; REINFORCE++'s is that of the tokens from t on, so that its advantages
 differ by token (`token_kl`).

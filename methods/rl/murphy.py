@@ -57,6 +57,7 @@ class MurphyConfig(GrpoConfig):
     max_feedback: characters of feedback; what is longer is cut.
     """
 
+    max_new_tokens: PositiveInt = 2048
     turns: PositiveInt = 2
     credit: Literal["max", "mean", "none"] = "max"
     gamma: NonNegativeFloat = 1.0
