@@ -5,8 +5,8 @@ Liu et al.: "Understanding R1-Zero-Like Training: A Critical Perspective", 2025,
     A_i = r_i - mean(r),        L = -(1/G) sum_i (1/L_max) sum_t min(rho A_i, clip(rho) A_i)
 
 Dividing by the standard deviation gives prompts that are nearly always or nearly never solved the largest steps, and
-dividing by |o_i| makes a wrong answer the cheaper the longer it is. Both are gone. L_max (max_new_tokens) is constant: the
-loss is smaller than GRPO's by |o| / L_max and wants another learning rate.
+dividing by |o_i| makes a wrong answer the cheaper the longer it is. Both are gone. L_max is max_new_tokens: the loss is
+smaller than GRPO's by |o| / L_max and wants another learning rate.
 
 Defaults: 8 responses of up to 3,000 tokens, no KL: the authors' code.
 """
