@@ -27,7 +27,7 @@ from runners.schema import GROUPS, PARTS, SELECTION, TARGETS, Root
 # Keys that say only where a run happens and where it is logged: not part of its identity.
 _WHERE = {
     "evaluation": ("batch_size", "data_root", "include_path", "confirm_run_unsafe_code"),
-    "engine": ("zero_stage", "offload", "activation_checkpointing", "logits_chunk", "threads"),
+    "engine": ("zero_stage", "offload", "activation_checkpointing", "logits_chunk", "threads", "sampler"),
     "training": ("micro_batch_size", "checkpoint_every", "checkpoint_minutes", "log_every", "profile"),
     "model": ("model_type",),  # says again what the weights say
     "dataset": ("data_root",),

@@ -33,6 +33,7 @@ from runners.errors import UserError
 from runners.measuring.tasks import by_lm_eval
 from runners.models import context_length, load_model, load_tokenizer
 from runners.record import Recorder
+from runners.sampler import WeightCopy
 from runners.start import Start
 from runners.tracker import Tracker
 
@@ -51,6 +52,7 @@ class ModelContext(RunContext):
         self.mix = build(Mix, "mix", spec.config) if spec.config["mix"]["_target_"] else None
         self._roles: dict[str, nn.Module] = {}
         self._engines: dict[str, TrainingEngine] = {}
+        self._copies: dict[str, WeightCopy] = {}  # of trained roles, to write with
         self._reports: dict[str, float] = {}  # of the parts
         self._being_replaced = False
         self._training = False  # from then on no role is what training starts from
@@ -306,8 +308,17 @@ class ModelContext(RunContext):
 
     def write(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Written]:
         """As `sample`, with how likely each token was."""
-        lockstep, tokenizer = self._sharded, self.tokenizer
-        return write(self.role(role), prompts, sampling, seed, lockstep=lockstep, logps=True, tokenizer=tokenizer)
+        model, lockstep = self.role(role), self._sharded
+        if self.config["engine"]["sampler"] == "copy" and role in self._engines:
+            model, lockstep = self._copy(role).current(), False
+        return write(model, prompts, sampling, seed, lockstep=lockstep, logps=True, tokenizer=self.tokenizer)
+
+    def _copy(self, role: str) -> WeightCopy:
+        """The copy of a trained role that writes."""
+        if role not in self._copies:
+            whole = self._prepared_to_train(self._starting_model()).to(device())
+            self._copies[role] = WeightCopy(whole, self._engines[role])
+        return self._copies[role]
 
     @property
     def _sharded(self) -> bool:
@@ -490,6 +501,7 @@ class ModelContext(RunContext):
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+        self._copies.clear()
         self._roles.clear()
         gc.collect()
         if torch.cuda.is_available():

@@ -115,13 +115,21 @@ class PolicyGradient(Objective):
             ValueError: the longest prompt and response do not fit into the model; a reward cannot be loaded.
         """
         self.check_room(context)
+        self.load_rewards(context)
+        return {}
+
+    def load_rewards(self, context: Context) -> None:
+        """The rewards, and the texts of all examples.
+
+        Raises:
+            ValueError: a reward cannot be loaded.
+        """
         device = next(context.role("policy").parameters()).device
         self._graders: list[Grader] = [
             load_grader(settings, f"method.rewards[{place}]", device)
             for place, settings in enumerate(self.config.rewards)
         ]
         self._texts = context.plain_texts
-        return {}
 
     def check_room(self, context: Context) -> None:
         """The longest prompt and a response fit into the model.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runners import training
+from runners import sampler, training
 from runners.compose import RunSpec, run_spec
 from runners.errors import UserError
 from runners.run import execute
@@ -92,6 +92,39 @@ def test_two_processes_with_shared_weights(tmp_path: Path, name: str) -> None:
     first_of_turn = steps[::4] if name == "two epochs of two" else steps
     assert all(line["train/sampler_gap"] < 1e-5 for line in first_of_turn)
     assert all(0 < line["train/reward"] < 1 for line in steps)
+
+
+def test_a_copy_writes_what_the_trained_model_would(tmp_path: Path) -> None:
+    """Under ZeRO 3 in two processes: the same tokens, so that the run is the same one, with the same identity."""
+    words = (*RUNS["two epochs of two"], "training.steps=8", "processes=2", "engine=zero3")
+    found = []
+    for how in ("in_place", "copy"):
+        ended = retable(*RUN, *words, f"engine.sampler={how}", f"outputs={tmp_path / how}")
+        assert ended.code == 0, ended.err
+        (path,) = (tmp_path / how).glob("runs/*/metrics.jsonl")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found.append([{name: value for name, value in line.items() if "second" not in name} for line in lines])
+        names = path.parent.name
+    for in_place, copied in zip(*found, strict=True):
+        assert copied == pytest.approx(in_place, abs=1e-5), "but for how sums are rounded"
+    assert (tmp_path / "in_place" / "runs" / names).is_dir(), "it is no part of the identity"
+
+
+def test_a_copy_that_does_not_follow_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler.WeightCopy, "_take", staticmethod(lambda own, trained: None))
+    words = ("method=rl/grpo", *SMALL, "training.steps=3", "engine.sampler=copy", f"outputs={tmp_path}")
+    ended = retable(*RUN, *words)
+    assert ended.code != 0
+    assert "engine.sampler=copy: " in ended.err and "differs from the trained weights" in ended.err
+
+
+def test_a_checksum_sees_every_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        weights_AB = torch.randn(5, 7, dtype=dtype)
+        changed = weights_AB.clone()
+        changed[3, 2] = torch.nextafter(changed[3, 2].float(), torch.tensor(1e9)).to(dtype) + changed[3, 2].abs() / 64
+        assert sampler.checksum(weights_AB) == sampler.checksum(weights_AB.clone()) != sampler.checksum(changed)
+        assert sampler.checksum(weights_AB.T) == sampler.checksum(weights_AB), "of the numbers, wherever they lie"
 
 
 @pytest.mark.usefixtures("composer")

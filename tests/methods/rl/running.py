@@ -52,9 +52,9 @@ class RlContext(FakeContext):
 
 
 def config_of(config_type, **settings):
-    """Settings of a method, small."""
-    reward = {"function": "tests.methods.rl.running.vowels"}
-    return config_type(**{"rewards": [reward], "group_size": 4, "max_new_tokens": 6, "beta": 0.0, **settings})
+    """Settings of a method, small; one optimizer step a turn."""
+    small = {"rewards": [{"function": "tests.methods.rl.running.vowels"}], "group_size": 4, "max_new_tokens": 6}
+    return config_type(**{**small, "beta": 0.0, "minibatches": 1, "temperature": 1.0, **settings})
 
 
 def started(method, context):
