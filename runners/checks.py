@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from evals import mini_world, preference_world
+from evals import mini_world
 from evals.rewards.load import check_function, check_grader, check_reward
 from evals.task_index import TaskRequest, check_requests
+from evals.worlds import WORLDS
 from runners import fingerprint, signatures
 from runners.errors import UserError, nearest
 from runners.schema import GROUPS, PARTS, TARGETS, Root
@@ -383,18 +384,18 @@ def validation_tasks(config: dict[str, Any]) -> list[dict[str, Any]]:
 def _check_skill(group: str, dataset: dict[str, Any]) -> None:
     if dataset.get("source") != "mini_world":
         return
-    skill, known = dataset["skill"], [*mini_world.SKILLS, *preference_world.SKILLS]
+    skill, known = dataset["skill"], [*mini_world.SKILLS, *WORLDS]
     if skill not in ("pretraining", *known):
         raise UserError(
             f"{group}.skill={skill}: no such skill{nearest(skill, known)}; pretraining, or one of {', '.join(known)}"
         )
-    if skill in preference_world.SKILLS:
+    if skill in WORLDS:
         try:
-            preference_world.check_options(skill, dataset["options"] or {})
+            WORLDS[skill].check_options(skill, dataset["options"] or {})
         except ValueError as error:
             raise UserError(f"{group}.options.{error}") from error
     elif dataset["options"]:
-        raise UserError(f"{group}.options={dataset['options']}: only preference skills have options, got {skill}")
+        raise UserError(f"{group}.options={dataset['options']}: skill {skill} has none")
 
 
 def _check_parts(config: dict[str, Any], chosen: dict[str, str]) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evals import mini_world, preference_world
+from evals import mini_world
 from evals.local_data import local_copy, reader
 from evals.rewards.load import dotted_function
+from evals.worlds import WORLDS
 from methods.examples import Examples
 from methods.generation import adds_bos, chat_prompt
 from runners.errors import UserError, nearest
@@ -97,8 +98,11 @@ def _only(rows: Any, settings: Mapping[str, Any]) -> Any:
 def _mini_world(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     skill, size, seed = settings["skill"], settings["size"], settings["seed"]
     try:
-        if skill in preference_world.SKILLS:
-            return preference_world.rows(skill, settings["split"], size, seed, **settings["options"] or {})
+        if skill in WORLDS:
+            found: list[dict[str, Any]] = WORLDS[skill].rows(
+                skill, settings["split"], size, seed, **settings["options"] or {}
+            )
+            return found
         if skill != "pretraining":
             items = mini_world.items(skill, settings["split"], size, seed)
         elif settings["split"] == "train":

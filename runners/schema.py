@@ -88,7 +88,7 @@ class Dataset:
     source: Literal["mini_world", "hub", "file"]
     skill: str | None = None  # mini_world: one of its skills, or `pretraining` for their mixture
     size: PositiveInt | None = None  # mini_world: items generated
-    options: dict[str, float] | None = None  # mini_world: of the preference skills
+    options: dict[str, float] | None = None  # mini_world: of a skill of evals/worlds.py
     seed: int = 0  # mini_world: which items
     path: str | None = None  # hub: its id; file: a .jsonl, .json or .parquet file
     name: str | None = None  # hub: the configuration of the set

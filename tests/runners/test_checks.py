@@ -69,7 +69,7 @@ PAIRS = "{source:mini_world,size:8,skill:preference_pairs,type:pair"  # to be cl
         ("dataset.source=hub", "dataset.path must be set for source hub"),
         (
             "dataset.type=pairs",
-            "dataset.type=pairs: should be 'completion', 'pair', 'labelled', 'negative', 'ranked' or",
+            "dataset.type=pairs: should be 'completion', 'problem', 'pair', 'labelled', 'negative', 'ranked' or",
         ),
         ("dataset={source:file,path:x,type:pair,chosen:''}", "dataset.chosen must be a template, got ''"),
         ("dataset={source:file,path:x,type:ranked,scores:s}", "dataset.scores must name one column, as {scores} does"),
@@ -90,7 +90,7 @@ PAIRS = "{source:mini_world,size:8,skill:preference_pairs,type:pair"  # to be cl
             "dataset.loss_on=all: only for type completion, as a re",
         ),
         ("dataset={source:file,path:x,options:{flips:0.1}}", "dataset.options={'flips': 0.1}: only source mini_world"),
-        ("dataset.options={flips:0.1}", "dataset.options={'flips': 0.1}: only preference skills have options, got"),
+        ("dataset.options={flips:0.1}", "dataset.options={'flips': 0.1}: skill relabelled_copy has none"),
         (
             f"dataset={PAIRS},options:{{flip:0.1}}}}",
             "dataset.options.flip=0.1: preference_pairs has no such option (near",

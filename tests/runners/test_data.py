@@ -553,6 +553,15 @@ def test_split_of_the_mini_world(folder: Path) -> None:
         load_rows(settings(**world, skill="preference_pairs", split="tset", type="pair"))
 
 
+def test_skills_of_every_world_take_their_options(folder: Path) -> None:
+    world = {"source": "mini_world", "size": 300, "path": None}
+    adding = settings(**world, skill="addition_demonstrations", options={"marked": 0, "digits": 1})
+    assert all(len(row["prompt"]) == 4 and "#" not in row["answer"] for row in load_rows(adding))
+    with pytest.raises(UserError, match=r"^dataset\.skill=programs: size=300: must be <= "):
+        load_rows(settings(**world, skill="programs", options={"shown": 1}))
+    assert len(load_rows(settings(**world, skill="programs_demonstrations", options={"shown": 1}))) == 300
+
+
 @pytest.mark.parametrize("name", ["harmless-base-test.jsonl", "harmless-base/test.jsonl"])
 def test_local_copy_of_a_folder_of_a_hub_set_is_read(folder: Path, name: str) -> None:
     path = folder / "data" / "hh-rlhf" / name

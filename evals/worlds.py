@@ -1,0 +1,11 @@
+"""Which module makes the rows of a generated skill, for `dataset.source=mini_world`."""
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from evals import preference_world, problem_world, toy_programs
+
+# Each of these modules has SKILLS, check_options(skill, options) and rows(skill, split, size, seed, **options).
+WORLDS: Mapping[str, ModuleType] = {
+    skill: module for module in (preference_world, problem_world, toy_programs) for skill in module.SKILLS
+}
