@@ -11,7 +11,9 @@ would be the alternative), and all comparisons are of text with single spaces.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -54,7 +56,9 @@ def rouge_l(continuation: str, tail: str) -> float:
 
     Google's rouge_score without stemming: words are runs of the letters a to z and digits, in lower case.
     """
-    from rouge_score.rouge_scorer import RougeScorer
+    # absl, which it imports, keeps the stderr of that moment and closes it when logging is configured anew.
+    with contextlib.redirect_stderr(sys.__stderr__):
+        from rouge_score.rouge_scorer import RougeScorer
 
     gold = _normalised(tail)
     scores = RougeScorer(["rougeL"]).score(gold, _normalised(continuation)[: len(gold)])
