@@ -238,13 +238,8 @@ _EVALUATED = {"preference": "pair", "judge": "completion", "mauve": "completion"
 
 def _check_graders(config: dict[str, Any]) -> None:
     """There are rewards where they are asked for, and each can be found."""
-    for key in ("method.rewards", "evaluation.problems.rewards"):
-        group, *names = key.split(".")
-        found: Any = config[group]
-        for name in names:
-            found = found.get(name, {}) if found else None
-        if found == []:
-            raise UserError(f"{key}=[]: must name at least one reward, as [{{function: module.function}}]")
+    if config["method"].get("rewards") == []:
+        raise UserError("method.rewards=[]: must name at least one reward, as [{function: module.function}]")
     for key, settings in fingerprint.graders(config):
         try:
             check_grader(settings, key)
