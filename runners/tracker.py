@@ -49,7 +49,12 @@ Call = Callable[[Any], None]
 
 
 class Tracker(ABC):
-    """Where a run is logged besides its own folder. A context manager that finishes the run."""
+    """Where a run is logged besides its own folder. A context manager that finishes the run.
+
+    failed: whether something it was given may not have arrived; known once it is finished.
+    """
+
+    failed = False
 
     @abstractmethod
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
@@ -165,7 +170,6 @@ class WandbTracker(Tracker):
         self._calls: queue.Queue[Call | None] = queue.Queue(QUEUE_LENGTH)
         self._opened = threading.Event()
         self._over = threading.Event()
-        self._warned = False
         self._thread = threading.Thread(target=self._work, name="wandb-tracker", daemon=True)
         self._thread.start()
         if not self._opened.wait(INIT_SECONDS + GRACE_SECONDS):
@@ -294,8 +298,8 @@ class WandbTracker(Tracker):
 
     def _warn(self, what: str, reason: Exception | str) -> None:
         """Warn of the first failure only: what follows it has mostly the same cause."""
-        if not self._warned:
-            self._warned = True
+        if not self.failed:
+            self.failed = True
             logger.warning("%s: %s", what, _first_line(reason) if isinstance(reason, Exception) else reason)
 
     def _abandon(self, reason: str) -> None:

@@ -81,4 +81,5 @@ def _mirror(built: Table, spec: RunSpec, folder: Path) -> None:
         config={"experiment": spec.experiment, "scale": spec.scale},
     ) as tracker:
         tracker.table("table", columns, rows)
-    record.write_atomically(seen, digest)
+    if not tracker.failed:  # or the next time the table is printed it is sent
+        record.write_atomically(seen, digest)

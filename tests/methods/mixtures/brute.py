@@ -57,14 +57,17 @@ class Case:
 
     def __init__(self, name: str, mixture: Any, joint: Joint, w: tuple[int, ...], beta: tuple[int, ...]) -> None:
         self.name, self.mixture, self.joint = name, mixture, joint
-        self.random = np.random.default_rng(5)
         self.shapes = (w, beta)
-        self.x = self.random.standard_normal((60, 3))
-        self.y = mixture.draw(self.parameters(), self.x, self.random)
+        random = np.random.default_rng(5)
+        self.x = random.standard_normal((60, 3))
+        self.y = mixture.draw(self._drawn(random), self.x, random)
 
     def parameters(self) -> Parameters:
-        """Others at every call."""
-        return Parameters(*(self.random.standard_normal(shape) for shape in self.shapes))
+        """Others than the true ones, and the same in every test, whichever tests ran before it."""
+        return self._drawn(np.random.default_rng(6))
+
+    def _drawn(self, random: np.random.Generator) -> Parameters:
+        return Parameters(*(random.standard_normal(shape) for shape in self.shapes))
 
     def joint_logps(self, theta: Parameters) -> Array:
         return np.asarray(self.joint(*(torch.from_numpy(one) for one in (*theta, self.x, self.y))).numpy())
