@@ -143,7 +143,8 @@ class Sandbox:
     """
 
     def __init__(self, kind: str = "bubblewrap", limits: Limits | None = None, workers: int | None = None) -> None:
-        """kind: bubblewrap, or unsafe. workers: default, one for each CPU that this process may use.
+        """kind: bubblewrap, or unsafe. workers: default, one more than the CPUs that this process may use: one of
+        them mostly waits for the kernel.
 
         Raises:
             ValueError: another kind, no workers.
@@ -151,7 +152,7 @@ class Sandbox:
         """
         if kind not in KINDS:
             raise ValueError(f"sandbox={kind}: must be one of {', '.join(KINDS)}")
-        workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        workers = len(os.sched_getaffinity(0)) + 1 if workers is None else workers
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise ValueError(f"workers={workers}: must be a whole number >= 1")
         bubblewrap = shutil.which("bwrap") if kind == "bubblewrap" else None

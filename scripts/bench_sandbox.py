@@ -1,6 +1,6 @@
 """How many programs a second the sandbox judges, each in a fresh one, and whether it judges known ones rightly.
 
-    .venv/bin/python scripts/bench_sandbox.py [--programs 200] [--workers 2] [--sandbox bubblewrap] [--data FOLDER]
+    .venv/bin/python scripts/bench_sandbox.py [--programs 200] [--workers 3] [--sandbox bubblewrap] [--data FOLDER]
 
 Runs short programs with one test each and prints programs per second (goal: 50 on two idle cores), beside what the same
 machine does with nothing but an empty Python in bubblewrap, started over and over. With `--data` (a folder with
@@ -31,7 +31,7 @@ def main() -> None:
     """Run, print, leave with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--programs", type=int, default=200, help="short programs (default: 200)")
-    parser.add_argument("--workers", type=int, default=2, help="at once (default: 2)")
+    parser.add_argument("--workers", type=int, default=3, help="at once (default: 3)")
     parser.add_argument("--sandbox", default="bubblewrap", help="bubblewrap or unsafe (default: bubblewrap)")
     parser.add_argument("--data", type=Path, help="folder of HumanEval and MBPP")
     given = parser.parse_args()

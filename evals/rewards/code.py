@@ -49,7 +49,7 @@ def unit_tests(
         sandbox: bubblewrap, or unsafe: as the user who trains, with the user's files and network.
         score: fraction of the tests passed, or all: 1 if all are, else 0.
         wall_seconds: for each program with all its tests; what has not passed by then has failed.
-        workers: programs at once; default, one for each CPU.
+        workers: programs at once; default, one more than there are CPUs.
 
     Raises:
         ValueError: an option that is not one, or a reference that is none.
