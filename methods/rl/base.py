@@ -101,6 +101,19 @@ class PolicyGradient(Objective):
             self.frozen = (*self.frozen, "reference")  # type: ignore[misc]
         self._seconds = {"generation": 0.0, "reward": 0.0, "update": 0.0}
         self._since = 0.0
+        self._written_tokens = self._tokens_of_turn = 0  # in all turns before, and in this one
+
+    def run(self, context: Context) -> Mapping[str, float]:
+        """Train; also reports how many tokens have been written in all, by all processes."""
+        return {**super().run(context), "train/written_tokens": self._written_tokens}
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many tokens have been written."""
+        return {"written_tokens": self._written_tokens}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with it."""
+        self._written_tokens = state["written_tokens"]
 
     # Before training -------------------------------------------------------------------------------------------------
 
@@ -157,10 +170,11 @@ class PolicyGradient(Objective):
     def rollouts(self, batches: Sequence[Batch], turn: int) -> Sequence[Sequence[Batch]]:
         """Episodes of a turn, as the micro-batches of its optimizer steps."""
         self._seconds = dict.fromkeys(self._seconds, 0.0)
-        self.turn = turn
+        self.turn, self._tokens_of_turn = turn, 0
         episodes = self.episodes(batches, turn)
         if self.config.dynamic_sampling:
             episodes = self._with_signal(episodes, turn)
+        self._tokens_of_turn = sum(self.context.gathered(self._tokens_of_turn))
         company = replace(batches[0], target_mask_BT=torch.zeros_like(batches[0].target_mask_BT))
         self._since = time.perf_counter()
         if self.updates > 1 or self.entropic or self._kl_in_reward:
@@ -204,6 +218,7 @@ class PolicyGradient(Objective):
         """
         size = self.config.group_size
         written = self.write(prompts, seed)
+        self._tokens_of_turn += sum(len(one.tokens) for one in written)
         group_N = torch.arange(len(prompts)).repeat_interleave(size)
         example_N = torch.tensor(list(examples)).repeat_interleave(size)
         parts_NF, feedback = self.graded(written, example_N, group_N, seed)
@@ -499,10 +514,12 @@ class PolicyGradient(Objective):
 
     def report(self) -> Mapping[str, float]:
         """Seconds spent on each part of the last turn."""
-        return {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
+        seconds = {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
+        return {**seconds, "written_tokens": self._written_tokens}
 
     def after_step(self, step: int) -> None:
-        """Note how long the update took."""
+        """Note how long the update took, and what the turn took that it belongs to."""
+        self._written_tokens, self._tokens_of_turn = self._written_tokens + self._tokens_of_turn, 0
         now = time.perf_counter()
         self._seconds["update"] += now - self._since
         self._since = now

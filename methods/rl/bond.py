@@ -226,11 +226,13 @@ class Bond(Scoring):
             self._has_moved = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The anchor, once it is no longer what training started from; whole on each process."""
+        """Also the anchor, once it is no longer what training started from; whole on each process."""
         if not self._has_moved:
-            return {}
-        return {"anchor": {name: value.cpu() for name, value in self.context.role("anchor").state_dict().items()}}
+            return super().state_dict()
+        anchor = self.context.role("anchor").state_dict()
+        return {**super().state_dict(), "anchor": {name: value.cpu() for name, value in anchor.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the anchor until its model is there."""
+        super().load_state_dict(state)
         self._restored = state.get("anchor")

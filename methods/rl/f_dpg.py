@@ -200,10 +200,12 @@ class FDpg(Scoring):
             self._after_turn = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Z and the last pseudo-rewards, the same on each process."""
+        """Also Z and the last pseudo-rewards, the same on each process."""
         partition = self._partition
-        return {"log_sums": dict(partition.log_sums), "counts": dict(partition.counts), "recent": self._recent}
+        own = {"log_sums": dict(partition.log_sums), "counts": dict(partition.counts), "recent": self._recent}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with them."""
+        super().load_state_dict(state)
         self._partition, self._recent = Partition(state["log_sums"], state["counts"]), state["recent"]

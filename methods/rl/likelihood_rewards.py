@@ -378,11 +378,12 @@ class LikelihoodRewards(Scoring, Grpo):
             self._mean_std, self._of_turn = self._of_turn, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The running mean of the groups' standard deviations."""
-        return {} if self._mean_std is None else {"mean_std": self._mean_std}
+        """Also the running mean of the groups' standard deviations."""
+        return {**super().state_dict(), **({} if self._mean_std is None else {"mean_std": self._mean_std})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with it."""
+        super().load_state_dict(state)
         self._mean_std = state.get("mean_std")
 
     def token_weights(self, episodes: Episodes, advantages: list[Tensor], kept: Sequence[int]) -> list[Tensor]:

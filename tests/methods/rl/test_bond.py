@@ -208,7 +208,7 @@ def test_the_anchor_follows(eta):
     for name, value in context.roles["anchor"].state_dict().items():
         torch.testing.assert_close(value, (1 - eta) * before[name] + eta * policy[name])
     state = method.state_dict()
-    assert bool(state) == bool(eta)
+    assert ("anchor" in state) == bool(eta)
     again = Bond(method.config)
     again.load_state_dict(state)
     other = BondContext(anchor=2)
