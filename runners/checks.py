@@ -17,7 +17,7 @@ from evals.task_index import TaskRequest, check_requests
 from evals.worlds import WORLDS
 from runners import fingerprint, signatures
 from runners.errors import UserError, nearest
-from runners.schema import GROUPS, PARTS, TARGETS, Root
+from runners.schema import GROUPS, PARTS, TARGETS, Problems, Root
 
 
 def check_groups(data: dict[str, Any], chosen: dict[str, str]) -> dict[str, Any]:
@@ -172,13 +172,16 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
             raise UserError(str(error).replace("evaluation.tasks", key)) from error
 
 
+_OF_LANGUAGE_MODELS = ("tasks", "kl_to_base", "preference", "judge", "mauve", "problems", "problem_sets")
+
+
 def _check_without_model(config: dict[str, Any], chosen: dict[str, str]) -> None:
     """What needs a model, or its training, is not asked for.
 
     Raises:
         UserError: it is.
     """
-    for key in ("tasks", "kl_to_base", "preference", "judge", "mauve", "problems"):
+    for key in _OF_LANGUAGE_MODELS:
         if config["evaluation"][key]:
             raise UserError(
                 f"evaluation={chosen['evaluation']}: measures a model (evaluation.{key}), and model=none is none; "
@@ -202,7 +205,7 @@ def _check_images(config: dict[str, Any], chosen: dict[str, str]) -> None:
             f"dataset={chosen['dataset']}: model.kind=image needs a data set of images, got "
             f"{data_type(config['dataset'])}"
         )
-    for key in ("tasks", "kl_to_base", "preference", "judge", "mauve", "problems"):
+    for key in _OF_LANGUAGE_MODELS:
         if config["evaluation"][key]:
             raise UserError(
                 f"evaluation={chosen['evaluation']}: measures a language model (evaluation.{key}), got "
@@ -233,7 +236,7 @@ def _check_reward_chat(config: dict[str, Any], key: str, reward: dict[str, Any])
 
 
 # What `evaluation:` asks of data, by the type of data that it needs.
-_EVALUATED = {"preference": "pair", "judge": "completion", "mauve": "completion", "problems": "problem"}
+_EVALUATED = {"preference": "pair", "judge": "completion", "mauve": "completion"}
 
 
 def _check_graders(config: dict[str, Any]) -> None:
@@ -248,27 +251,46 @@ def _check_graders(config: dict[str, Any]) -> None:
 
 
 def _check_evaluation_data(evaluation: dict[str, Any]) -> None:
-    """Check the data sets of an evaluation; their defaults are filled in.
+    """Check the data sets of an evaluation; their defaults, and those of sets of problems, are filled in.
 
     Raises:
         UserError: with the reason.
     """
-    for name, needed in _EVALUATED.items():
-        if evaluation[name] is None:
+    asked = [(f"evaluation.{name}", evaluation[name], needed) for name, needed in _EVALUATED.items()]
+    if evaluation["problem_sets"]:
+        _complete_problem_sets(evaluation)
+    asked += [(key, own, "problem") for _, key, own in fingerprint.problem_sets({"evaluation": evaluation})]
+    for key, settings, needed in asked:
+        if settings is None:
             continue
-        where, data = f"evaluation.{name}.dataset", evaluation[name]["dataset"]
+        where, data = f"{key}.dataset", settings["dataset"]
         if not data.get("source"):
             raise UserError(f"{where}={data}: must name its source (mini_world, hub or file)")
         try:
             data = check_values(where, GROUPS["dataset"], {"data_root": evaluation["data_root"], **data})
         except UserError as error:  # a rule over several keys names them as those of the training data
             raise UserError(re.sub(r"^dataset\b", where, str(error))) from error
-        evaluation[name]["dataset"] = data
+        settings["dataset"] = data
         _check_skill(where, data)
         if data["type"] != needed:
             raise UserError(f"{where}.type={data['type']}: must be {needed} ({_NEEDS[needed]})")
-        if name in ("judge", "mauve") and data["layout"] != "columns":
+        if key in ("evaluation.judge", "evaluation.mauve") and data["layout"] != "columns":
             raise UserError(f"{where}.layout={data['layout']}: must be columns, as the prompt's text is looked at")
+
+
+def _complete_problem_sets(evaluation: dict[str, Any]) -> None:
+    """Give every set of problems all of its settings; what it does not say is that of `problems`, which it replaces."""
+    common = evaluation["problems"] or {}
+    taken = {*_EVALUATED, *(task["name"] for task in evaluation["tasks"])}
+    for name, own in evaluation["problem_sets"].items():
+        key = f"evaluation.problem_sets.{name}"
+        if not re.fullmatch(r"[A-Za-z]\w*", name) or name in taken:
+            raise UserError(f"{key}: must be named by letters, digits and _, as nothing else that is measured")
+        try:
+            evaluation["problem_sets"][name] = check_values(key, Problems, {**common, **own})
+        except UserError as error:  # a rule over several keys names them as those of the only set
+            raise UserError(str(error).replace("evaluation.problems.", f"{key}.")) from error
+    evaluation["problems"] = None
 
 
 _NEEDS = {

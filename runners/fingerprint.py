@@ -179,9 +179,10 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
 def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The data sets of a run: the one it is about, that of a mix which has one, those of its evaluation."""
     others = [("mix.dataset", config.get("mix", {}).get("dataset"))]
-    for name in ("preference", "judge", "mauve", "problems"):
+    for name in ("preference", "judge", "mauve"):
         asked = config.get("evaluation", {}).get(name) or {}
         others.append((f"evaluation.{name}.dataset", asked.get("dataset")))
+    others += [(f"{key}.dataset", asked.get("dataset")) for _, key, asked in problem_sets(config)]
     others.append(("evaluation.accuracy.source", (config.get("evaluation", {}).get("accuracy") or {}).get("source")))
     return [("dataset", config["dataset"]), *((name, data) for name, data in others if isinstance(data, dict))]
 
@@ -202,10 +203,18 @@ def rewards(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def graders(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Rewards with options (`evals.rewards.load.load_grader`), with their keys: of the method, of the evaluation."""
     listed = [("method.rewards", config["method"].get("rewards"))]
-    problems = config["evaluation"].get("problems") or {}
-    listed.append(("evaluation.problems.rewards", problems.get("rewards")))
-    shown = [("evaluation.problems.feedback", problems["feedback"])] if problems.get("feedback") else []
+    asked = problem_sets(config)
+    listed += [(f"{key}.rewards", problems.get("rewards")) for _, key, problems in asked]
+    shown = [(f"{key}.feedback", problems["feedback"]) for _, key, problems in asked if problems.get("feedback")]
     return [(f"{key}[{place}]", one) for key, found in listed for place, one in enumerate(found or ())] + shown
+
+
+def problem_sets(config: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """The sets of problems that an evaluation asks of: name of the task, key, settings."""
+    evaluation = config.get("evaluation", {})
+    if evaluation.get("problem_sets"):
+        return [(name, f"evaluation.problem_sets.{name}", own) for name, own in evaluation["problem_sets"].items()]
+    return [("problems", "evaluation.problems", evaluation["problems"])] if evaluation.get("problems") else []
 
 
 def _of_data_set(group: str, dataset: dict[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -287,7 +287,7 @@ def _evaluation(spec: RunSpec, context: ModelContext, world: int) -> Callable[[]
     held = held_out(spec, context.tokenizer, context.parent) if settings["preference"] else None
     if settings["judge"]:
         check_key(spec)
-    solving = problems(spec, context.tokenizer, context.parent) if settings["problems"] else None
+    solving = problems(spec, context.tokenizer, context.parent)
     asked = {
         name: questions(spec, name, context.tokenizer, context.parent) for name in ("judge", "mauve") if settings[name]
     }
@@ -299,13 +299,13 @@ def _evaluate(
     context: ModelContext,
     held: HeldOut | None,
     asked: Mapping[str, Questions],
-    solving: Problems | None,
+    solving: Sequence[Problems],
     world: int,
 ) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]
     others = settings["kl_to_base"] or settings["accuracy"] is not None
-    if not settings["tasks"] and not others and held is None and not asked and solving is None:
+    if not settings["tasks"] and not others and held is None and not asked and not solving:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
     dtype = "bfloat16" if engine["precision"] != "fp32" else spec.config["model"]["dtype"]
@@ -340,8 +340,8 @@ def _evaluate(
             measured = with_judge(measured, spec, asked["judge"], context.tokenizer, placed, dtype, context.tell)
         if "mauve" in asked:
             measured = with_mauve(measured, spec, asked["mauve"], context.tokenizer, placed, context.tell)
-        if solving is not None:
-            measured = with_problems(measured, spec, solving, context.tokenizer, placed, context.tell)
+        for problem_set in solving:
+            measured = with_problems(measured, spec, problem_set, context.tokenizer, placed, context.tell)
         return measured
     finally:
         close_frozen(placed)

@@ -331,6 +331,7 @@ class Evaluation:
     judge: Judge | None = None
     mauve: Mauve | None = None
     problems: Problems | None = None
+    problem_sets: dict[str, dict[str, Any]] | None = None  # by name, what is different from `problems`
     accuracy: Accuracy | None = None  # of image classifiers
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # items per task, where the task states none

@@ -1,9 +1,10 @@
-"""What a run's final model solves of problems that can be checked, at once and after feedback (`evaluation.problems`).
+"""What a run's final model solves of problems that can be checked, at once and after feedback.
 
 Each problem is answered `samples` times; a reward (`evals/rewards/`) says what an answer is worth, and 1 is solved.
 With `turns` above 1, an answer that is not solved is followed by its feedback and another attempt, in each sample on
 its own, until it is solved or the last turn is over. What the feedback is about may be other tests than those that
-count (`feedback`).
+count (`feedback`). `evaluation.problems` is one set of problems; `evaluation.problem_sets` several, each a task of its
+name.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from methods.examples import Examples
 from methods.generation import prompt_tokens
 from methods.kinds import adapter
 from methods.rl.turns import Attempt, Dialogue, check_template
-from runners import processes
+from runners import fingerprint, processes
 from runners.compose import RunSpec
 from runners.data import load_rows, texts
 from runners.engine import device
@@ -37,36 +38,41 @@ from runners.measuring.sampling import Prompt, as_of, bounded, decoded, sampled,
 from runners.models import context_length
 from runners.start import Tell
 
-TASK = "problems"
-_KEY = "evaluation.problems"
 _CHUNK = 1024  # tokens whose whole distributions are in fp32 at a time
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What the model is asked. prompts: with the data set's answers. rows: how many the data set has. longest: tokens
-    that the model takes.
+    """What the model is asked. name: of the task. key: of its settings. prompts: with the data set's answers. rows: how
+    many the data set has. longest: tokens that the model takes.
     """
 
+    name: str
+    key: str
+    settings: dict[str, Any]
     prompts: list[Prompt]
     rows: int
     longest: int
 
 
-def problems(spec: RunSpec, tokenizer: Any, parent: Path | None) -> Problems:
-    """Load the problems; those that leave no room for an answer are left out.
+def problems(spec: RunSpec, tokenizer: Any, parent: Path | None) -> list[Problems]:
+    """Load the sets of problems; those problems that leave no room for an answer are left out.
 
     Raises:
         UserError: the data cannot be used, fewer than two problems fit, a reward cannot be loaded, a bad template.
     """
-    evaluation = spec.config["evaluation"]
-    settings = evaluation["problems"]
-    data = settings["dataset"]
+    return [_loaded(spec, *asked, tokenizer, parent) for asked in fingerprint.problem_sets(spec.config)]
+
+
+def _loaded(
+    spec: RunSpec, name: str, key: str, settings: dict[str, Any], tokenizer: Any, parent: Path | None
+) -> Problems:
+    evaluation, data = spec.config["evaluation"], settings["dataset"]
     longest = min(context_length(spec.config["model"], parent), evaluation["max_length"] or 2**31)
     try:
-        check_template(settings["feedback_template"], data["chat"], f"{_KEY}.feedback_template")
+        check_template(settings["feedback_template"], data["chat"], f"{key}.feedback_template")
         for place, reward in enumerate(settings["rewards"]):
-            load_grader(reward, f"{_KEY}.rewards[{place}]")
+            load_grader(reward, f"{key}.rewards[{place}]")
     except ValueError as error:
         raise UserError(str(error)) from error
     try:
@@ -74,13 +80,13 @@ def problems(spec: RunSpec, tokenizer: Any, parent: Path | None) -> Problems:
         asked = bounded(settings["problems"], evaluation["limit"], len(rows))
         found = _prompts(rows, data, tokenizer, longest - settings["max_new_tokens"], asked)
     except UserError as error:
-        raise as_of(f"{_KEY}.dataset", error) from error
+        raise as_of(f"{key}.dataset", error) from error
     if len(found) < 2:
         raise UserError(
-            f"{_KEY}.dataset: needs at least two problems that fit into {longest} tokens with "
+            f"{key}.dataset: needs at least two problems that fit into {longest} tokens with "
             f"{settings['max_new_tokens']} new ones, got {len(found)}"
         )
-    return Problems(found, len(rows), longest)
+    return Problems(name, key, settings, found, len(rows), longest)
 
 
 def _prompts(rows: Any, data: dict[str, Any], tokenizer: Any, room: int, count: int) -> list[Prompt]:
@@ -106,7 +112,7 @@ def with_problems(
     model: nn.Module,
     tell: Callable[[str], Tell],
 ) -> Evaluation:
-    """`measured` with the metrics of one task more, `problems`.
+    """`measured` with the metrics of one task more, named as the set of problems.
 
     score: mean reward of an answer of the first turn. pass_at_1, pass_at_K: solved in it, of 1 and of K answers.
     solved_by_T: share of samples that are solved by turn T. greedy: share solved by the likeliest answer. length
@@ -116,7 +122,7 @@ def with_problems(
     Args:
         measured: by others.
         spec: the run.
-        asked: of `problems`.
+        asked: one of `problems`.
         tokenizer: of the model.
         model: the run's final one, sharded or whole.
         tell: from the name of a phase to a function of (done, total).
@@ -125,7 +131,7 @@ def with_problems(
         UserError: a reward cannot be computed.
         Preempted: told to stop.
     """
-    settings = spec.config["evaluation"]["problems"]
+    settings = asked.settings
     count = settings["samples"]
     loop = _Loop(spec, asked, tokenizer, model, tell)
     first = loop.first
@@ -161,10 +167,10 @@ def with_problems(
     ]
     return dataclasses.replace(
         measured,
-        metrics={**measured.metrics, TASK: preference.named(found)},
-        n_samples={**measured.n_samples, TASK: {"original": asked.rows, "effective": len(asked.prompts)}},
-        higher_is_better={**measured.higher_is_better, TASK: {name: _higher(name) for name in found}},
-        samples={**measured.samples, TASK: records},
+        metrics={**measured.metrics, asked.name: preference.named(found)},
+        n_samples={**measured.n_samples, asked.name: {"original": asked.rows, "effective": len(asked.prompts)}},
+        higher_is_better={**measured.higher_is_better, asked.name: {name: _higher(name) for name in found}},
+        samples={**measured.samples, asked.name: records},
     )
 
 
@@ -192,12 +198,14 @@ class _Loop:
         self, spec: RunSpec, asked: Problems, tokenizer: Any, model: nn.Module, tell: Callable[[str], Tell]
     ) -> None:
         self._spec, self._asked, self._tokenizer, self._model, self._tell = spec, asked, tokenizer, model, tell
-        self._settings = settings = spec.config["evaluation"]["problems"]
+        self._settings = settings = asked.settings
         self._graders = [
-            load_grader(reward, f"{_KEY}.rewards[{place}]", device())
+            load_grader(reward, f"{asked.key}.rewards[{place}]", device())
             for place, reward in enumerate(settings["rewards"])
         ]
-        self._shown = load_grader(settings["feedback"], f"{_KEY}.feedback", device()) if settings["feedback"] else None
+        self._shown = (
+            load_grader(settings["feedback"], f"{asked.key}.feedback", device()) if settings["feedback"] else None
+        )
         self._of = [number for number in range(len(asked.prompts)) for _ in range(settings["samples"])]
         self.first = self._answered([asked.prompts[number].ids for number in self._of], self._of, turn=0)
 

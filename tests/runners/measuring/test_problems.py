@@ -85,10 +85,37 @@ def test_turns_of_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert shares[1] == pytest.approx(1 - len(third) / 12)
 
 
+def test_several_sets_are_tasks_of_their_own(tmp_path: Path) -> None:
+    """What a set does not say is said by `problems`; alone, as one of several, a set gives the same numbers."""
+    many = "{source: mini_world, type: problem, skill: addition, size: 4, split: test}"
+    sets = f"evaluation.problem_sets={{first: {{}}, second: {{dataset: {many}, samples: 3, pass_at: [3]}}}}"
+    ended = retable(*ASKED, REWARD, sets, f"outputs={tmp_path / 'several'}")
+    assert ended.code == 0, ended.err
+    alone = retable(*ASKED, REWARD, f"outputs={tmp_path / 'alone'}")
+    assert alone.code == 0, alone.err
+    (path,) = (tmp_path / "several").glob("runs/*/result.json")
+    result = json.loads(path.read_text())
+    assert result["metrics"]["first"] == result_of(tmp_path / "alone")[0]
+    assert set(result["metrics"]) == {"first", "second"}
+    assert "pass_at_3,none" in result["metrics"]["second"] and "pass_at_3,none" not in result["metrics"]["first"]
+    assert result["samples"] == {
+        "first": {"original": 6, "effective": 6},
+        "second": {"original": 4, "effective": 4},
+    }
+
+
 @pytest.mark.usefixtures("composer")
 @pytest.mark.parametrize(
     ("word", "told"),
     [
+        ("evaluation.problem_sets={two words: {}}", r"evaluation\.problem_sets\.two words: must be named by letters"),
+        ("evaluation.problem_sets={mauve: {}}", r"evaluation\.problem_sets\.mauve: must be named by"),
+        ("evaluation.problem_sets={a: {sampels: 2}}", r"evaluation\.problem_sets\.a\.sampels=2: unknown key .*samples"),
+        ("evaluation.problem_sets={a: {pass_at: [9]}}", r"evaluation\.problem_sets\.a\.pass_at=\[9\]"),
+        (
+            "evaluation.problem_sets={a: {dataset: {source: hub, path: x}}}",
+            r"evaluation\.problem_sets\.a\.dataset\.type=completion: must be problem",
+        ),
         ("evaluation.problems.pass_at=[9]", r"evaluation\.problems\.pass_at=\[9\]"),
         ("evaluation.problems.rewards=[]", r"evaluation\.problems\.rewards"),
         ("evaluation.problems.dataset.type=completion", r"evaluation\.problems\.dataset\.type=completion"),
