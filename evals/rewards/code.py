@@ -10,13 +10,14 @@ entry_point (optional): the names of the program that tests may use, see `evals.
 response that is no block completes it; before a block come its imports and whatever else it defines besides the entry
 point.
 
-`humaneval_reference` and `mbpp_reference` write it for the rows of those two sets (Chen et al. 2021, arXiv 2107.03374;
-Austin et al. 2021, arXiv 2108.07732).
+`humaneval_reference`, `mbpp_reference` and `kodcode_reference` write it for the rows of those sets (Chen et al. 2021,
+arXiv 2107.03374; Austin et al. 2021, arXiv 2108.07732; Xu et al. 2025, arXiv 2503.02951).
 """
 
 import ast
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ def unit_tests(
     *,
     sandbox: str = "bubblewrap",
     score: str = "fraction",
+    first: int | None = None,
     wall_seconds: float = 10.0,
     workers: int | None = None,
 ) -> list[Graded]:
@@ -48,6 +50,7 @@ def unit_tests(
         answers: a reference for each response, JSON as above.
         sandbox: bubblewrap, or unsafe: as the user who trains, with the user's files and network.
         score: fraction of the tests passed, or all: 1 if all are, else 0.
+        first: only the first so many tests are run, as for feedback that must not tell the others; default, all.
         wall_seconds: for each program with all its tests; what has not passed by then has failed.
         workers: programs at once; default, one more than there are CPUs.
 
@@ -57,7 +60,10 @@ def unit_tests(
     """
     if score not in SCORES:
         raise ValueError(f"score={score}: must be one of {', '.join(SCORES)}")
+    if first is not None and (isinstance(first, bool) or not isinstance(first, int) or first < 1):
+        raise ValueError(f"first={first}: must be a whole number >= 1")
     jobs = [_job(response, answer) for _, response, answer in zip(prompts, responses, answers, strict=True)]
+    jobs = [replace(job, tests=job.tests[:first]) for job in jobs]
     limits = replace(Limits(wall_seconds=wall_seconds), cpu_seconds=wall_seconds)
     with Sandbox(sandbox, limits, workers) as ready:
         outcomes = ready.run_all(jobs)
@@ -173,3 +179,40 @@ def mbpp_reference(row: Mapping[str, Any]) -> str:
     if not names:
         raise ValueError(f"code={_short(row['code'])}: defines nothing that its tests use")
     return json.dumps({"tests": tests, "setup": setup, "entry_point": ",".join(names)})
+
+
+def kodcode_reference(row: Mapping[str, Any]) -> str:
+    """The reference of a row of KodCode, whose `test` is a file of pytest that imports names from `solution`.
+
+    Every function `test_...` is a test. Returns "", which leaves the row out, where tests need more than Python's
+    standard library (pytest's own functions, fixtures, other packages) or do not say which names they use.
+    """
+    try:
+        tree = ast.parse(row["test"])
+    except SyntaxError:
+        return ""
+    names: list[str] = []
+    tests, rest = [], []
+    for node in tree.body:
+        match node:
+            case ast.ImportFrom(module="solution", names=imported):
+                if any(one.name == "*" or one.asname for one in imported):
+                    return ""
+                names += [one.name for one in imported]
+            case ast.FunctionDef(name=name) if name.startswith("test"):
+                if node.args.args or node.decorator_list:  # fixtures, parameters
+                    return ""
+                tests.append(f"{ast.unparse(node)}\n{name}()")
+            case _:
+                rest.append(node)
+    packages = {name.partition(".")[0] for node in ast.walk(tree) for name in _imported(node)} - {"solution"}
+    if not names or not tests or not packages <= sys.stdlib_module_names:
+        return ""
+    setup = "\n".join(ast.unparse(node) for node in rest)
+    return json.dumps({"tests": tests, "setup": setup, "entry_point": ",".join(dict.fromkeys(names))})
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [one.name for one in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []

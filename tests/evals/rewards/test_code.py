@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.rewards.code import humaneval_reference, last_code_block, mbpp_reference, unit_tests
+from evals.rewards.code import humaneval_reference, kodcode_reference, last_code_block, mbpp_reference, unit_tests
 from evals.sandbox import Sandbox, SandboxError
 
 DATA = Path(os.environ.get("RETABLE_DATA", "/nowhere"))
@@ -51,6 +51,14 @@ def graded(response: str, reference: dict, **options):
 )
 def test_last_block(response: str, block: str | None) -> None:
     assert last_code_block(response) == block
+
+
+def test_feedback_of_the_first_tests_alone() -> None:
+    program = "```python\ndef add(a, b):\n    return 3\n```"
+    assert graded(program, ADD).score == 0.5 and "add(2, 2)" in graded(program, ADD).feedback
+    assert graded(program, ADD, first=1).score == 1.0 and "add(2, 2)" not in graded(program, ADD, first=1).feedback
+    with pytest.raises(ValueError, match=r"^first=0: must be a whole number >= 1$"):
+        graded(program, ADD, first=0)
 
 
 def test_scores_and_feedback() -> None:
@@ -171,3 +179,43 @@ def test_real_rows_with_their_own_solutions() -> None:
     found = unit_tests(["?"] * len(rows), responses, answers, sandbox=SANDBOX)
     assert len(rows) == 12
     assert {row["task_id"]: one.score for row, one in zip(rows, found, strict=True)} == dict.fromkeys(chosen, 1.0)
+
+
+KODCODE = """import math
+from solution import area, Circle
+
+LIMIT = 1e-9
+
+def test_area():
+    assert math.isclose(area(1), math.pi, abs_tol=LIMIT)
+
+def test_none():
+    for radius in (0, 0.0):
+        assert area(radius) == 0
+"""
+
+
+def test_kodcode_has_a_test_for_each_function() -> None:
+    reference = json.loads(kodcode_reference({"test": KODCODE}))
+    assert reference["entry_point"] == "area,Circle" and len(reference["tests"]) == 2
+    right = "import math\ndef area(r):\n    return math.pi * r * r\nclass Circle:\n    pass"
+    wrong = right.replace("math.pi * r * r", "4 * r")
+    assert [graded(f"```python\n{program}\n```", reference).score for program in (right, wrong)] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("import math", "import pytest"),
+        ("import math", "import numpy as np, math"),
+        ("area, Circle", "*"),
+        ("area, Circle", "area as f"),
+        ("from solution import area, Circle", ""),
+        ("def test_none():", "def test_none(capsys):"),
+        ("def test_none", "@only\ndef test_none"),
+        ("def test_", "def check_"),
+        ("LIMIT = 1e-9", "LIMIT = ("),
+    ],
+)
+def test_kodcode_leaves_out_what_cannot_be_judged(old: str, new: str) -> None:
+    assert old in KODCODE and kodcode_reference({"test": KODCODE.replace(old, new)}) == ""
