@@ -10,8 +10,9 @@ entry_point (optional): the names of the program that tests may use, see `evals.
 response that is no block completes it; before a block come its imports and whatever else it defines besides the entry
 point.
 
-`humaneval_reference`, `mbpp_reference` and `kodcode_reference` write it for the rows of those sets (Chen et al. 2021,
-arXiv 2107.03374; Austin et al. 2021, arXiv 2108.07732; Xu et al. 2025, arXiv 2503.02951).
+`humaneval_reference`, `mbpp_reference`, `kodcode_reference` and `bigcodebench_reference` write it for the rows of those
+sets (Chen et al. 2021, arXiv 2107.03374; Austin et al. 2021, arXiv 2108.07732; Xu et al. 2025, arXiv 2503.02951; Zhuo
+et al. 2024, arXiv 2406.15877).
 """
 
 import ast
@@ -205,11 +206,43 @@ def kodcode_reference(row: Mapping[str, Any]) -> str:
                 tests.append(f"{ast.unparse(node)}\n{name}()")
             case _:
                 rest.append(node)
-    packages = {name.partition(".")[0] for node in ast.walk(tree) for name in _imported(node)} - {"solution"}
-    if not names or not tests or not packages <= sys.stdlib_module_names:
+    if not names or not tests or not _needs_python_alone(tree, "solution"):
         return ""
     setup = "\n".join(ast.unparse(node) for node in rest)
     return json.dumps({"tests": tests, "setup": setup, "entry_point": ",".join(dict.fromkeys(names))})
+
+
+def bigcodebench_reference(row: Mapping[str, Any]) -> str:
+    """The reference of a row of BigCodeBench (code_prompt, entry_point, test: a class of unittest).
+
+    Every method `test...` is a test. Returns "", which leaves the row out, where program or tests need more than
+    Python's standard library, or tests replace parts of the program (`unittest.mock`), which run elsewhere.
+    """
+    tree = ast.parse(row["test"])
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    if (
+        not found
+        or not _needs_python_alone(tree)
+        or not _needs_python_alone(ast.parse(f"{row['code_prompt']}    pass"))
+    ):
+        return ""
+    if any(name.startswith("unittest.mock") for node in ast.walk(tree) for name in _imported(node)):
+        return ""
+    tests = [
+        f"{one.name}({method.name!r}).debug()"
+        for one in found
+        for method in one.body
+        if isinstance(method, ast.FunctionDef) and method.name.startswith("test")
+    ]
+    setup = f"import unittest\n{row['code_prompt'].partition('def ')[0]}\n{row['test']}"
+    prefix, entry_point = row["code_prompt"], row["entry_point"]
+    return json.dumps({"tests": tests, "setup": setup, "entry_point": entry_point, "prefix": prefix}) if tests else ""
+
+
+def _needs_python_alone(tree: ast.AST, *besides: str) -> bool:
+    """Whether all that is imported is in Python's standard library, or named."""
+    packages = {name.partition(".")[0] for node in ast.walk(tree) for name in _imported(node)}
+    return packages <= {*sys.stdlib_module_names, *besides}
 
 
 def _imported(node: ast.AST) -> list[str]:

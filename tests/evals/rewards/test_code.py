@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from evals.rewards.code import humaneval_reference, kodcode_reference, last_code_block, mbpp_reference, unit_tests
+from evals.rewards.code import (
+    bigcodebench_reference,
+    humaneval_reference,
+    kodcode_reference,
+    last_code_block,
+    mbpp_reference,
+    unit_tests,
+)
 from evals.sandbox import Sandbox, SandboxError
 
 DATA = Path(os.environ.get("RETABLE_DATA", "/nowhere"))
@@ -201,6 +208,54 @@ def test_kodcode_has_a_test_for_each_function() -> None:
     right = "import math\ndef area(r):\n    return math.pi * r * r\nclass Circle:\n    pass"
     wrong = right.replace("math.pi * r * r", "4 * r")
     assert [graded(f"```python\n{program}\n```", reference).score for program in (right, wrong)] == [1.0, 0.5]
+
+
+BIGCODEBENCH = {
+    "code_prompt": "import math\nimport random\ndef task_func(n, seed=0):\n",
+    "entry_point": "task_func",
+    "test": """import unittest
+import random
+
+class TestCases(unittest.TestCase):
+    def setUp(self):
+        self.numbers = [1, 2, 3]
+
+    def test_case_1(self):
+        self.assertEqual(task_func(3), sum(self.numbers))
+
+    def test_case_2(self):
+        with self.assertRaises(ValueError):
+            task_func(-1)
+
+    def test_case_3(self):
+        self.assertTrue(math.isclose(task_func(2), 3.0))
+""",
+}
+
+
+def test_bigcodebench_has_a_test_for_each_method() -> None:
+    reference = json.loads(bigcodebench_reference(BIGCODEBENCH))
+    assert len(reference["tests"]) == 3
+    right = "    if n < 0:\n        raise ValueError(n)\n    return n * (n + 1) // 2\n"
+    head = BIGCODEBENCH["code_prompt"]
+    for program, score in ((head + right, 1.0), (head + "    return 6\n", 1 / 3)):
+        assert graded(f"```python\n{program}```", reference).score == pytest.approx(score)
+    assert graded(right, reference).score == 1.0, "a completion of the prompt"
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("code_prompt", "import math", "import numpy as np"),
+        ("test", "import random", "import pandas"),
+        ("test", "import random", "from unittest.mock import patch"),
+        ("test", "class TestCases(unittest.TestCase)", "def other()"),
+        ("test", "def test_", "def check_"),
+    ],
+)
+def test_bigcodebench_leaves_out_what_cannot_be_judged(key: str, old: str, new: str) -> None:
+    assert old in BIGCODEBENCH[key]
+    assert bigcodebench_reference({**BIGCODEBENCH, key: BIGCODEBENCH[key].replace(old, new)}) == ""
 
 
 @pytest.mark.parametrize(
