@@ -298,6 +298,12 @@ MEASURED = [
 ]
 
 
+# What rows hold that a function makes an answer of (`dataset.reference`).
+REFERRED = {
+    "evals.rewards.code.kodcode_reference": {"test": "from solution import f\n\ndef test_f():\n    assert f(1) == 1\n"},
+}
+
+
 def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
     """A local copy of a hub set, with the columns that its templates name; one text is too long for any training."""
     columns = {
@@ -324,7 +330,7 @@ def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
             }
             for number, row in enumerate(rows)
         ]
-    rows = [{**row, **(dataset["where"] or {})} for row in rows]
+    rows = [{**row, **REFERRED.get(dataset["reference"], {}), **(dataset["where"] or {})} for row in rows]
     folder = root / dataset["path"].rpartition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{dataset['split']}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
