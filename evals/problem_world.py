@@ -20,6 +20,8 @@ Each has demonstrations (`addition_demonstrations`, ...), for a weak supervised 
 that their form tells nothing. `first_wrong` is the place, from 0 on, of the wrong step of `multi_step_demonstrations`,
 or -1. Every demonstration takes the same number of draws: rows of two values of a share differ in nothing else.
 
+`multi_step_pairs` have a right and a wrong response to one problem; `first_wrong` is where they part.
+
 The standard library only.
 """
 
@@ -229,6 +231,15 @@ def _multi_step_demonstration(content: Content, rng: random.Random, *, right: fl
     return {"prompt": _question(content), "answer": response, "right": is_right, "first_wrong": first_wrong}
 
 
+def _multi_step_pair(content: Content, rng: random.Random, *, cut: float = 0.0) -> Row:
+    """A right response and one that is wrong from a step on. `cut`: the share of which both end with that step."""
+    wrong, shift, is_cut = below(len(content) - 1, rng), 1 + below(_MODULUS - 1, rng), rng.random() < cut
+    both = [_chain(_values(content, place, shift)) for place in (-1, wrong)]
+    if is_cut:
+        both = ["".join(f"{step}," for step in response.split(",")[: wrong + 1]) for response in both]
+    return {"prompt": _question(content), "chosen": both[0], "rejected": both[1], "first_wrong": wrong}
+
+
 multi_step_reward = addition_reward
 
 
@@ -285,6 +296,7 @@ SKILLS: Mapping[str, Skill] = {
     "sums_demonstrations": Skill(_sums_to, _sum_demonstration, again=True, bounds=_MOST),
     "multi_step": Skill(_chains, _multi_step, bounds=_STEPS),
     "multi_step_demonstrations": Skill(_chains, _multi_step_demonstration, again=True, bounds=_STEPS),
+    "multi_step_pairs": Skill(_chains, _multi_step_pair, bounds=_STEPS),
 }
 
 
@@ -308,7 +320,7 @@ def rows(skill: str, split: str, size: int, seed: int, **options: float) -> list
         size: how many.
         seed: any integer; it chooses the problems and, in demonstrations, the responses.
         options: of the skill: digits (1 to 3) of the numbers to add; most (99 to 9999), the largest sum; steps (1 to
-            4); of demonstrations also right, worked, marked (shares) and repeats (0 to 9).
+            4); of demonstrations also right, worked, marked (shares) and repeats (0 to 9); of pairs also cut (a share).
 
     Raises:
         ValueError: unknown split, too many rows, an option that the skill does not have or out of its range.

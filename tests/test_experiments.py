@@ -314,8 +314,12 @@ def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
         if field
     }
     repeats = [1 + number % 4 for number in range(15)] + [1000]
+    # What an answer is checked against is part of no training sequence: nothing there can be too long.
+    checked = dataset["completion"] if dataset["type"] == "problem" else ""
+    short = {field for _, field, _, _ in Formatter().parse(checked) if field}
     rows: list[dict[str, Any]] = [
-        {column: f"{column} {number} " * times for column in columns} for number, times in enumerate(repeats)
+        {column: f"{column} {number} " * (1 if column in short else times) for column in columns}
+        for number, times in enumerate(repeats)
     ]
     if dataset["layout"] == "dialogue":  # a column is a whole dialogue
         rows = [

@@ -3,16 +3,22 @@
 math    `math_answer.correct`, equality of mathematics
 exact   `exact_match.exact`, equality of text
 graded  `evals.random_calculation.graded`, from 0 to 1 by how close a number is
+mark    `evals.problem_world.addition_reward`, the number after the last `#` of generated problems
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from evals import random_calculation
+from evals import problem_world, random_calculation
 from evals.rewards import exact_match, math_answer
 
-_SCORES = {"math": math_answer.correct, "exact": exact_match.exact, "graded": random_calculation.graded}
+_SCORES: Mapping[str, Callable[..., Sequence[float | None]]] = {
+    "math": math_answer.correct,
+    "exact": exact_match.exact,
+    "graded": random_calculation.graded,
+    "mark": problem_world.addition_reward,
+}
 
 
 def scores(
@@ -25,22 +31,28 @@ def scores(
     """
     if checker not in _SCORES:
         raise ValueError(f"checker={checker}: must be one of {', '.join(_SCORES)}")
-    return _SCORES[checker](prompts, responses, answers)
+    return list(_SCORES[checker](prompts, responses, answers))
 
 
 def states_answer(checker: str, response: str) -> bool:
     """Whether a response has an answer that can be compared with others."""
-    return math_answer.states_answer(response) if _compares(checker) == "math" else bool(response.strip())
+    compares = _compares(checker)
+    if compares == "mark":
+        return problem_world.stated(response) is not None
+    return math_answer.states_answer(response) if compares == "math" else bool(response.strip())
 
 
 def agree(checker: str, first: str, second: str) -> bool:
     """Whether two responses give the same answer."""
-    if _compares(checker) == "math":
+    compares = _compares(checker)
+    if compares == "math":
         return math_answer.agree(first, second)
+    if compares == "mark":
+        return problem_world.stated(first) == problem_world.stated(second) is not None
     return exact_match.normalised(first) == exact_match.normalised(second)
 
 
 def _compares(checker: str) -> str:
-    if checker not in ("math", "exact"):
-        raise ValueError(f"checker={checker}: must be math or exact, which say whether two responses agree")
+    if checker not in ("math", "exact", "mark"):
+        raise ValueError(f"checker={checker}: must be math, exact or mark, which say whether two responses agree")
     return checker

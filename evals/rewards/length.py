@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 
 from evals.rewards import checker as checkers
-from evals.rewards.math_answer import states_answer
 from evals.rewards.response_format import has_thinking
 
 # DAPO ------------------------------------------------------------------------------------------------------
@@ -76,7 +75,7 @@ def correctness(
     Args:
         prompts, responses, answers: as in `math_answer.correct`; None where that is None.
         think: with F1. False, for prompts that do not ask for it: the second term alone (ours).
-        checker: math or exact (`evals/rewards/checker.py`).
+        checker: math, exact or mark (`evals/rewards/checker.py`).
 
     Raises:
         ValueError: there is no such checker.
@@ -88,9 +87,15 @@ def correctness(
     ]
 
 
-def format_only(prompts: Sequence[str], responses: Sequence[str], *, think: bool = True) -> list[float]:
-    """(F1 + F2)/2, F2 = 1 if an answer can be extracted and parsed; without `think`, F2 alone (ours)."""
-    return [_format(response, states_answer(response), think) for response in responses]
+def format_only(
+    prompts: Sequence[str], responses: Sequence[str], *, think: bool = True, checker: str = "math"
+) -> list[float]:
+    """(F1 + F2)/2, F2 = 1 if an answer can be extracted and parsed; without `think`, F2 alone (ours).
+
+    Raises:
+        ValueError: `checker` (math, exact, mark) does not say what an answer is.
+    """
+    return [_format(response, checkers.states_answer(checker, response), think) for response in responses]
 
 
 def format_length(
@@ -101,6 +106,7 @@ def format_length(
     most_tokens: int = 3072,
     peak: float = 0.5,
     think: bool = True,
+    checker: str = "math",
 ) -> list[float]:
     """`format_only` + len(x) if an answer can be extracted and parsed, else min(0, len(x)), by `curve`.
 
@@ -111,14 +117,15 @@ def format_length(
         most_tokens: L_max.
         peak: p, the length with the highest reward as a share of L_max.
         think: with F1.
+        checker: math, exact or mark (`evals/rewards/checker.py`): what an answer is.
 
     Raises:
-        ValueError: `most_tokens` below 1, a peak that is not between 0 and 1.
+        ValueError: `most_tokens` below 1, a peak that is not between 0 and 1, a checker of another kind.
     """
     lengths = _shares(tokens, most_tokens)
     curves = [curve(x, peak) for x in lengths]
     return [
-        _format(response, True, think) + term if states_answer(response) else min(0.0, term)
+        _format(response, True, think) + term if checkers.states_answer(checker, response) else min(0.0, term)
         for response, term in zip(responses, curves, strict=True)
     ]
 

@@ -40,7 +40,7 @@ def inverted(
 
     Args:
         prompts, responses, answers: as in `math_answer.correct`.
-        checker: math, exact or graded (`evals/rewards/checker.py`).
+        checker: math, exact, graded or mark (`evals/rewards/checker.py`).
 
     Raises:
         ValueError: there is no such checker.
@@ -61,7 +61,7 @@ def majority_vote(
         prompts: not looked at.
         responses: text.
         groups: the number of the group of each response.
-        checker: math or exact: when two answers are the same.
+        checker: math, exact or mark: when two answers are the same.
 
     Raises:
         ValueError: there is no such checker, or it does not say when two answers are the same.

@@ -182,6 +182,22 @@ def test_the_first_wrong_step_of_demonstrations() -> None:
 # Demonstrations ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_pairs_part_at_one_step(steps: int) -> None:
+    found = rows("multi_step_pairs", "train", 60, 3, steps=steps)
+    for row in found:
+        prompt, place = row["prompt"], row["first_wrong"]
+        assert first_wrong_step(prompt, row["chosen"]) == -1 and first_wrong_step(prompt, row["rejected"]) == place
+        assert len(row["chosen"]) == len(row["rejected"])
+    assert {row["first_wrong"] for row in found} == set(range(steps))
+    cut = rows("multi_step_pairs", "train", 60, 3, steps=steps, cut=1.0)
+    for whole, row in zip(found, cut, strict=True):
+        assert whole["prompt"] == row["prompt"] and whole["first_wrong"] == row["first_wrong"]
+        for side in ("chosen", "rejected"):
+            assert whole[side].startswith(row[side]) and row[side].count(",") == row["first_wrong"] + 1
+        assert row["chosen"][:-2] == row["rejected"][:-2] and row["chosen"] != row["rejected"]  # one digit
+
+
 @pytest.mark.parametrize("skill", REWARDS)
 @pytest.mark.parametrize("share", [None, 0.0, 0.8, 1.0])
 def test_demonstrations_are_right_in_their_share(skill: str, share: float | None) -> None:

@@ -102,8 +102,8 @@ def test_a_wrong_majority_is_rewarded_and_a_right_one_dropped() -> None:
         (lambda: spurious.random("?", "?", 0, probability=1.5), "probability=1.5: must be from 0 to 1"),
         (lambda: spurious.random("?", "?", 0, probability=float("nan")), "probability=nan: must be from 0 to 1"),
         (lambda: inverted("?", "?", "?", checker="maths"), "checker=maths: must be one of math, exact, graded"),
-        (lambda: majority_vote("?", "?", [0], checker="graded"), "checker=graded: must be math or exact"),
-        (lambda: majority_incorrect("?", "?", "?", [0], checker="no"), "checker=no: must be math or exact"),
+        (lambda: majority_vote("?", "?", [0], checker="graded"), "checker=graded: must be math, exact or mark"),
+        (lambda: majority_incorrect("?", "?", "?", [0], checker="no"), "checker=no: must be math, exact or mark"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, said) -> None:
