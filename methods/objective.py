@@ -41,6 +41,9 @@ class Objective(Method):
     couples: ClassVar[str | None] = None
     units: ClassVar[str] = "tokens"  # what `count` counts: tokens, or groups of responses
     watched: ClassVar[tuple[str, ...]] = ()  # means (`Loss.means`) that `check` is told of in every step
+    # Modules that `shape` adds to the trained role's model (a value head), by attribute: trained and in checkpoints as
+    # the model's own, with an adapter too, and left out of the final model. `beside_head` of the kind calls them.
+    parts: ClassVar[tuple[str, ...]] = ()
     kind: Kind
     context: Context
 

@@ -274,7 +274,17 @@ class ModelContext(RunContext):
         """With what is not trained frozen, and the adapter's weights in it."""
         if isinstance(self.method, Objective):
             self.method.shape(model)
-        return model if self.adapter is None else self.adapter.apply(model, self.seed)
+        if self.adapter is None:
+            return model
+        adapted = self.adapter.apply(model, self.seed)
+        for part in self._parts:  # the adapter has frozen all but its own weights
+            getattr(adapted, part).requires_grad_(True)
+        return adapted
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """Modules that the method adds to the model, which are not part of the final one."""
+        return self.method.parts if isinstance(self.method, Objective) else ()
 
     def unsharded(self) -> nn.Module:
         """The model that training starts from, whole on every process."""
@@ -471,13 +481,17 @@ class ModelContext(RunContext):
         engine = self._engines[self.method.trained[0]]
         weights = engine.weights()  # gathered by all ranks
         if self.adapter is None:
-            self._write_model(engine.engine.module, weights)
+            added = tuple(f"{part}." for part in self._parts)
+            own = {name: value for name, value in weights.items() if not name.startswith(added)}
+            self._write_model(engine.engine.module, own)
             return
         merged: nn.Module | None = None
         if self._rank == 0:
             model = self._prepared_to_train(self._starting_model())
             model.load_state_dict(weights)
             merged = self.adapter.merge(model)
+            for part in self._parts:
+                delattr(merged, part)
         self._write_model(merged)
 
     def _write_model(self, model: Any, weights: dict[str, Tensor] | None = None) -> None:

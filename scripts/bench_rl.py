@@ -141,8 +141,8 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
                 "method.rewards=[{function: evals.rewards.repetition.repeated_ngrams, options: {n: 1}}]",
                 f"method.max_new_tokens={options.new}", f"method.beta={options.beta}",
                 f"training.steps={options.steps}",
-                f"training.batch_size={options.prompts}", f"training.micro_batch_size={options.prompts * options.group}",
-                "training.log_every=1",
+                f"training.batch_size={options.prompts}",
+                f"training.micro_batch_size={options.prompts * options.group}", "training.log_every=1",
                 "training.checkpoint_minutes=null", "optimizer.lr=1e-6", "evaluation=none", "tracker=none",
                 f"outputs={folder / f'ours-{os.getpid()}'}",
             ]

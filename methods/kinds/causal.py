@@ -52,7 +52,7 @@ class Causal:
         Right padding needs no attention mask, because no target looks at what follows it; packed rows carry
         restarting position ids, from which `transformers` builds the block-diagonal mask (only without a cache).
         """
-        mask_BT = _source_mask(batch)
+        mask_BT = source_mask(batch)
 
         def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden_BTD, *rest = inputs
@@ -145,7 +145,31 @@ def _head(model: nn.Module) -> nn.Module:
     return head
 
 
-def _source_mask(batch: Batch) -> Tensor:
+@contextmanager
+def beside_head(model: nn.Module, part: str) -> Iterator[list[Any]]:
+    """What a module that a method added to the model makes of the last hidden states [B, T, D], pass by pass.
+
+    It is called inside the model's own pass, just before the output layer, so that sharded weights are gathered for it
+    as for the rest. A pass of `Causal` may be preceded by one that only looks at the model: the last one counts.
+
+    Args:
+        part: its attribute (`Objective.parts`).
+    """
+    inner: Any = getattr(model, "module", model)
+    module: nn.Module = getattr(inner, part)
+    said: list[Any] = []
+
+    def show(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        said.append(module(inputs[0]))
+
+    handle = _head(model).register_forward_pre_hook(show)  # before those of the pass, which pick some of the states
+    try:
+        yield said
+    finally:
+        handle.remove()
+
+
+def source_mask(batch: Batch) -> Tensor:
     """Where the hidden states stand that predict the target tokens: the one at t predicts the token at t + 1."""
     return F.pad(batch.target_mask_BT[:, 1:], (0, 1), value=False)
 
@@ -188,7 +212,7 @@ def _chunked_logps(model: nn.Module, batch: Batch, chunk: int, finish: _Finish, 
     have more and fewer target tokens. What the layer returns is the log-probabilities, as if the vocabulary had one
     token.
     """
-    head, mask_BT, targets_K = _head(model), _source_mask(batch), batch.targets_K
+    head, mask_BT, targets_K = _head(model), source_mask(batch), batch.targets_K
     found: dict[str, Tensor] = {}
 
     def logps_of(hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
@@ -233,7 +257,7 @@ def without_dropout(model: nn.Module) -> None:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the model's own mode is put back afterwards."""
-    was_training = model.training
+    was_training = getattr(model, "module", model).training  # a DeepSpeed engine's own mark does not change
     model.eval()
     try:
         with torch.no_grad():

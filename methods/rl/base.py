@@ -94,6 +94,7 @@ class PolicyGradient(Objective):
     watched = ("sampler_gap",)
     whole_groups: ClassVar[bool] = False  # whether a micro-batch must hold all responses of a group
     entropic: ClassVar[bool] = False  # whether it asks for the entropy of every token's distribution
+    critical: ClassVar[bool] = False  # whether `measures` tells values of a critic
 
     def __init__(self, config: RlConfig) -> None:
         super().__init__(config)
@@ -177,7 +178,7 @@ class PolicyGradient(Objective):
         self._tokens_of_turn = sum(self.context.gathered(self._tokens_of_turn))
         company = replace(batches[0], target_mask_BT=torch.zeros_like(batches[0].target_mask_BT))
         self._since = time.perf_counter()
-        if self.updates > 1 or self.entropic or self._kl_in_reward:
+        if self.updates > 1 or self.entropic or self.critical or self._kl_in_reward:
             episodes = self._measured(episodes, company)
         advantages = self.token_advantages(episodes, self.advantages(episodes))
         kept = self.keep(episodes, advantages)
@@ -414,19 +415,29 @@ class PolicyGradient(Objective):
 
     def _measured(self, episodes: Episodes, company: Batch) -> Episodes:
         """The episodes with what the engine that trains says of their tokens, before any step."""
-        old: list[Tensor] = [torch.zeros(0)] * len(episodes)
-        entropies, reference = list(old), list(old)
+        found: dict[str, list[Tensor]] = {}
         for piece in self._pieces(episodes, range(len(episodes))):
             batch = self._batch(episodes, piece, {}) if piece else company
-            logps_K, entropy_K = self._scored("policy", batch)
-            reference_K = self._scored("reference", batch)[0] if self._kl_in_reward else logps_K
             counts = [len(episodes.written[place].tokens) for place in piece]
-            for found, values_K in ((old, logps_K), (entropies, entropy_K), (reference, logps_K - reference_K)):
-                if values_K is not None:
-                    for place, values in zip(piece, values_K.cpu().split(counts), strict=True):
-                        found[place] = values
-        self._reference_kl = reference
-        return replace(episodes, old_logps=old, entropies=entropies if self.entropic else [])
+            for name, values_K in self.measures(batch).items():
+                of_tokens = found.setdefault(name, [torch.zeros(0)] * len(episodes))
+                for place, values in zip(piece, values_K.cpu().split(counts), strict=True):
+                    of_tokens[place] = values
+        self._reference_kl = found.pop("reference_kl", [])
+        told: dict[str, Any] = found
+        return replace(episodes, **told)
+
+    def measures(self, batch: Batch) -> dict[str, Tensor]:
+        """What is asked about the tokens of a micro-batch before any step, without gradient, each [K]: by its name in
+        `Episodes`; `reference_kl` where it is in the reward.
+        """
+        logps_K, entropy_K = self._scored("policy", batch)
+        found = {"old_logps": logps_K}
+        if entropy_K is not None:
+            found["entropies"] = entropy_K
+        if self._kl_in_reward:
+            found["reference_kl"] = logps_K - self._scored("reference", batch)[0]
+        return found
 
     def _scored(self, role: str, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the target tokens [K] and, if asked for, the entropy of each one's distribution [K]."""

@@ -24,7 +24,8 @@ class Episodes:
     in the data set. group_N: long, which of them were drawn for one prompt. reward_N: float64, NaN where there is none.
     parts_NF: what each reward function said. feedback: what a response that is not right is told [N]. parent_N: long,
     the place in this list of the response it is to improve; -1: none. turn_N: long, from 0. old_logps, entropies: of
-    the policy that wrote, by the engine that trains, for every token [N]; empty where nothing asks for them.
+    the policy that wrote, by the engine that trains, for every token [N]; empty where nothing asks for them; values: of
+    what a critic expected before it.
     """
 
     prompts: list[list[int]]
@@ -38,6 +39,7 @@ class Episodes:
     turn_N: Tensor
     old_logps: list[Tensor] = field(default_factory=list)
     entropies: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.written)

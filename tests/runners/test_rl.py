@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from methods.rl.ppo import Ppo
 from runners import sampler, training
 from runners.compose import RunSpec, run_spec
 from runners.errors import UserError
@@ -32,6 +34,7 @@ RUNS = {
     "kl in the reward": ("method=rl/reinforce_pp", *SMALL),
     "other prompts": ("method=rl/dapo", *SMALL, "method.dynamic_sampling=2", "method.mask_truncated=false"),
     "a tree": ("method=rl/murphy", *SMALL, "method.expand=1"),
+    "a critic": ("method=rl/carft", *SMALL, "method.epochs=1"),  # with dropout, and a contrastive loss
 }
 
 
@@ -79,7 +82,7 @@ def test_an_interrupted_run_ends_like_another(tmp_path: Path, monkeypatch: pytes
     assert last["train/gradient_norm"] > 0 and last["train/written_tokens"] > 0
 
 
-@pytest.mark.parametrize("name", ["two epochs of two", "kl in the reward", "a tree", "other prompts"])
+@pytest.mark.parametrize("name", ["two epochs of two", "kl in the reward", "a tree", "other prompts", "a critic"])
 def test_two_processes_with_shared_weights(tmp_path: Path, name: str) -> None:
     """Every process writes as often as the others; the sampler has the weights of the step before."""
     words = (*RUNS[name], "training.steps=4", "processes=2", "engine=zero3")
@@ -92,6 +95,33 @@ def test_two_processes_with_shared_weights(tmp_path: Path, name: str) -> None:
     first_of_turn = steps[::4] if name == "two epochs of two" else steps
     assert all(line["train/sampler_gap"] < 1e-5 for line in first_of_turn)
     assert all(0 < line["train/reward"] < 1 for line in steps)
+
+
+@pytest.mark.usefixtures("composer")
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_part_of_the_method_is_trained_and_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    """The critic, under an adapter too: in the checkpoints, and not in the final model."""
+    starts: dict[str, torch.Tensor] = {}
+    shape = Ppo.shape
+
+    def noted(method: Ppo, model: Any) -> None:
+        shape(method, model)
+        starts.update({name: value.detach().clone() for name, value in model.critic.named_parameters()})
+
+    monkeypatch.setattr(Ppo, "shape", noted)
+    words = ("training.steps=3", "training.checkpoint_every=2", "keep=all", f"adapter={adapter}")
+    spec = composed(tmp_path, "method=rl/ppo", *SMALL, *words)
+    execute(spec)
+    (saved,) = (spec.folder / "checkpoints" / "step-000002").glob("mp_rank_00_model_states.pt")
+    held = torch.load(saved, weights_only=False)["module"]
+    for name, start in starts.items():
+        (value,) = [held[key] for key in held if key.endswith(f"critic.{name}")]
+        assert not torch.equal(value, start), name
+    model, told = AutoModelForCausalLM.from_pretrained(spec.folder / "model", output_loading_info=True)
+    assert not any(told.values()), told
+    assert set(weights(spec)) == set(model.state_dict())
 
 
 def test_a_copy_writes_what_the_trained_model_would(tmp_path: Path) -> None:

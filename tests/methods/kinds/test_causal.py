@@ -138,3 +138,23 @@ def test_without_dropout_training_and_evaluation_are_the_same(make):
     assert not torch.equal(*(Causal().token_logps(model.train(mode), batch) for mode in (True, False)))
     without_dropout(model)
     torch.testing.assert_close(*(Causal().token_logps(model.train(mode), batch) for mode in (True, False)))
+
+
+def test_frozen_inside_frozen_stays_frozen():
+    """Also of a DeepSpeed engine, which hands its mode on to its model and keeps none itself."""
+
+    class Engine(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = torch.nn.Dropout(0.5)
+
+        def train(self, mode=True):
+            self.module.train(mode)
+
+    for model in (Engine(), torch.nn.Dropout(0.5)):
+        inner = getattr(model, "module", model)
+        with frozen(model):
+            with frozen(model):
+                assert not inner.training
+            assert not inner.training
+        assert inner.training
