@@ -154,7 +154,7 @@ def linear_penalty(
         tokens: generated tokens of each response.
         weight: 0 is correctness alone. Its default is a guess; that of `most_tokens` is the limit in DRPO's code.
         most_tokens: what length is a share of.
-        checker: math, exact or graded (`evals/rewards/checker.py`).
+        checker: math, exact, graded or mark (`evals/rewards/checker.py`).
 
     Raises:
         ValueError: a weight that is negative or not finite, `most_tokens` below 1, no such checker.
