@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from types import ModuleType
 
-from evals import preference_world, problem_world, toy_programs
+from evals import number_game, preference_world, problem_world, toy_programs
 
 # Each of these modules has SKILLS, check_options(skill, options) and rows(skill, split, size, seed, **options).
 WORLDS: Mapping[str, ModuleType] = {
-    skill: module for module in (preference_world, problem_world, toy_programs) for skill in module.SKILLS
+    skill: module for module in (number_game, preference_world, problem_world, toy_programs) for skill in module.SKILLS
 }

@@ -2,10 +2,10 @@
 
 import pytest
 
-from evals import mini_world, preference_world, problem_world, toy_programs
+from evals import mini_world, number_game, preference_world, problem_world, toy_programs
 from evals.worlds import WORLDS
 
-MODULES = (preference_world, problem_world, toy_programs)
+MODULES = (number_game, preference_world, problem_world, toy_programs)
 
 
 def test_no_skill_has_two_modules_or_the_name_of_another() -> None:
