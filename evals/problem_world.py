@@ -15,6 +15,10 @@ column in two digits, from the units on, the carry included, all as often as one
 has found, and `#` stands before the last value again. All operations have an inverse modulo 7: a chain that is wrong
 at one step and goes on rightly from there stays wrong to its end.
 
+**addition_thoughts** are plain lines, as text has them (`47+38=85`), of which some have a thought in brackets, the
+totals, somewhere in the answer (`47+38=8[15,08,]5`). The answer is right always, as text does not follow a thought; the
+thought is so in the share `right` of them.
+
 Each has demonstrations (`addition_demonstrations`, ...), for a weak supervised start. They are right in the share
 `right` only, which the column `right` tells; wrong ones go on consistently from one wrong total, number or step, so
 that their form tells nothing. `first_wrong` is the place, from 0 on, of the wrong step of `multi_step_demonstrations`,
@@ -113,6 +117,19 @@ def _addition_demonstration(
     work = "".join(f"{total:02}," for total in totals) * (1 + below(int(repeats) + 1, rng))
     response = (work if is_worked else "") + (_MARK if is_marked else "") + str(_added(totals))
     return {"prompt": f"{left}+{other}=", "answer": response, "right": is_right}
+
+
+def _addition_thoughts(content: Content, rng: random.Random, *, right: float = 0.7, thoughts: float = 0.7) -> Row:
+    """`thoughts`: the share that has one, before any of the answer's characters or after the last; `right`: of them."""
+    left, other = content
+    is_right, has_thought = rng.random() < right, rng.random() < thoughts
+    wrong, shift, place = below(len(str(left)), rng), 1 + below(19, rng), rng.random()
+    totals = _totals(left, other, -1 if is_right else wrong, shift)
+    answer = str(left + other)
+    at = int(place * (len(answer) + 1))
+    thought = "[" + "".join(f"{total:02}," for total in totals) + "]"
+    response = answer[:at] + thought + answer[at:] if has_thought else answer
+    return {"prompt": f"{left}+{other}=", "answer": response, "right": is_right or not has_thought}
 
 
 def addition_reward(prompts: Sequence[str], responses: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -292,6 +309,7 @@ SKILLS: Mapping[str, Skill] = {
     "addition_demonstrations": Skill(
         _pairs, _addition_demonstration, about=_addends, again=True, bounds={**_DIGITS, "repeats": (0, 9)}
     ),
+    "addition_thoughts": Skill(_pairs, _addition_thoughts, about=_addends, again=True, bounds=_DIGITS),
     "sums": Skill(_sums_to, _sum, bounds=_MOST),
     "sums_demonstrations": Skill(_sums_to, _sum_demonstration, again=True, bounds=_MOST),
     "multi_step": Skill(_chains, _multi_step, bounds=_STEPS),

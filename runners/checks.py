@@ -172,7 +172,7 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
             raise UserError(str(error).replace("evaluation.tasks", key)) from error
 
 
-_OF_LANGUAGE_MODELS = ("tasks", "kl_to_base", "preference", "judge", "mauve", "problems", "problem_sets")
+_OF_LANGUAGE_MODELS = ("tasks", "kl_to_base", "preference", "judge", "mauve", "problems", "problem_sets", "thoughts")
 
 
 def _check_without_model(config: dict[str, Any], chosen: dict[str, str]) -> None:
@@ -236,7 +236,7 @@ def _check_reward_chat(config: dict[str, Any], key: str, reward: dict[str, Any])
 
 
 # What `evaluation:` asks of data, by the type of data that it needs.
-_EVALUATED = {"preference": "pair", "judge": "completion", "mauve": "completion"}
+_EVALUATED = {"preference": "pair", "judge": "completion", "mauve": "completion", "thoughts": "completion"}
 
 
 def _check_graders(config: dict[str, Any]) -> None:

@@ -177,7 +177,7 @@ class RunSpec:
             decides["training"]["micro_batch_size"] = self.config["training"]["micro_batch_size"]
             decides["training"]["processes"] = max(self.config["gpus"], self.config["processes"]) * self.config["nodes"]
         decides["content"] = fingerprint.of_inputs(self.config)
-        for name in ("preference", "judge", "mauve", "problems", "problem_sets", "accuracy"):
+        for name in ("preference", "judge", "mauve", "problems", "problem_sets", "thoughts", "accuracy"):
             if not decides["evaluation"][name]:
                 del decides["evaluation"][name]
         if decides["model"]["classes"] is None:

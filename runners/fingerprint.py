@@ -179,7 +179,7 @@ def of_inputs(config: dict[str, Any]) -> dict[str, str]:
 def data_sets(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The data sets of a run: the one it is about, that of a mix which has one, those of its evaluation."""
     others = [("mix.dataset", config.get("mix", {}).get("dataset"))]
-    for name in ("preference", "judge", "mauve"):
+    for name in ("preference", "judge", "mauve", "thoughts"):
         asked = config.get("evaluation", {}).get(name) or {}
         others.append((f"evaluation.{name}.dataset", asked.get("dataset")))
     others += [(f"{key}.dataset", asked.get("dataset")) for _, key, asked in problem_sets(config)]

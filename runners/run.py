@@ -41,6 +41,7 @@ from runners.measuring.preference import HeldOut, held_out, with_preference
 from runners.measuring.problems import Problems, problems, with_problems
 from runners.measuring.sampling import Questions, questions
 from runners.measuring.tasks import by_lm_eval
+from runners.measuring.thoughts import Documents, documents, with_thoughts
 from runners.model_context import ModelContext
 from runners.record import Recorder
 from runners.selecting import KEPT
@@ -288,10 +289,11 @@ def _evaluation(spec: RunSpec, context: ModelContext, world: int) -> Callable[[]
     if settings["judge"]:
         check_key(spec)
     solving = problems(spec, context.tokenizer, context.parent)
+    thinking = documents(spec, context.tokenizer, context.parent) if settings["thoughts"] else None
     asked = {
         name: questions(spec, name, context.tokenizer, context.parent) for name in ("judge", "mauve") if settings[name]
     }
-    return lambda: _evaluate(spec, context, held, asked, solving, world)
+    return lambda: _evaluate(spec, context, held, asked, solving, thinking, world)
 
 
 def _evaluate(
@@ -300,11 +302,12 @@ def _evaluate(
     held: HeldOut | None,
     asked: Mapping[str, Questions],
     solving: Sequence[Problems],
+    thinking: Documents | None,
     world: int,
 ) -> Evaluation:
     """Measure what was saved, loaded again; an untrained model as it was loaded."""
     settings, engine = spec.config["evaluation"], spec.config["engine"]
-    others = settings["kl_to_base"] or settings["accuracy"] is not None
+    others = settings["kl_to_base"] or settings["accuracy"] is not None or thinking is not None
     if not settings["tasks"] and not others and held is None and not asked and not solving:
         return Evaluation()
     # Evaluation runs in the precision the model computes with.
@@ -342,6 +345,8 @@ def _evaluate(
             measured = with_mauve(measured, spec, asked["mauve"], context.tokenizer, placed, context.tell)
         for problem_set in solving:
             measured = with_problems(measured, spec, problem_set, context.tokenizer, placed, context.tell)
+        if thinking is not None:
+            measured = with_thoughts(measured, spec, thinking, context.tokenizer, placed, context.tell)
         return measured
     finally:
         close_frozen(placed)

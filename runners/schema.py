@@ -310,6 +310,22 @@ class Problems:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Thoughts:
+    """What a thought before completions adds to their likelihood."""
+
+    dataset: dict[str, Any]  # keys of `dataset:`, of type completion
+    documents: Annotated[int, Field(ge=2)] | None = None  # the first so many; null: all
+    samples: NonNegativeInt = 4  # thoughts to each; 0: none, and completions follow the prompt at once
+    max_new_tokens: PositiveInt = 256  # of a thought, its closing delimiter included
+    temperature: NonNegativeFloat = 1.0  # of thoughts; completions are scored at 1
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    opening: str = "<think>"  # texts around a thought
+    closing: Annotated[str, Field(min_length=1)] = "</think>"
+    batch_size: PositiveInt = 64  # of the generation
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Accuracy:
     """Of an image classifier: the share of test images of the run's data set that it classifies rightly.
 
@@ -332,6 +348,7 @@ class Evaluation:
     mauve: Mauve | None = None
     problems: Problems | None = None
     problem_sets: dict[str, dict[str, Any]] | None = None  # by name, what is different from `problems`
+    thoughts: Thoughts | None = None
     accuracy: Accuracy | None = None  # of image classifiers
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # items per task, where the task states none

@@ -314,9 +314,10 @@ def test_columns_are_measured_by_the_evaluation(name: str, scale: str) -> None:
     asked = {task["name"] for task in spec.config["evaluation"]["tasks"]}
     asked |= {
         name
-        for name in ("kl_to_base", "preference", "judge", "mauve", "problems", "accuracy")
+        for name in ("kl_to_base", "preference", "judge", "mauve", "problems", "thoughts", "accuracy")
         if spec.config["evaluation"][name]
     }
+    asked |= set(spec.config["evaluation"]["problem_sets"] or {})
     measured = asked | {leaf["task"] for name in asked for _, leaf in task_index._leaves(name, task_index._roots(None))}
     metrics = [column["metric"] for column in experiment["columns"][scale].values() if "metric" in column]
     if spec.config["model"]["kind"] == "none":  # the method's own, which are known when it has run

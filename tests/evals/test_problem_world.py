@@ -167,6 +167,29 @@ def test_annotated_chains_are_right_at_each_step(steps: int) -> None:
         assert stated(row["answer"]) == str(true_answer(row["prompt"]))
 
 
+def test_thoughts_stand_in_plain_lines() -> None:
+    """Somewhere in a right answer, totals in brackets, which lead to it in their share."""
+    drawn = rows("addition_thoughts", "train", MANY, 0)
+    places: set[int] = set()
+    for row in drawn:
+        left, _, other = row["prompt"].removesuffix("=").partition("+")
+        before, opened, rest = row["answer"].partition("[")
+        thought, _, after = rest.partition("]")
+        assert before + after == str(int(left) + int(other))
+        if opened:
+            units, tens = (int(total) for total in thought.removesuffix(",").split(","))
+            assert (10 * tens + units % 10 == int(before + after)) == row["right"] and len(thought) == 6
+            places.add(len(before))
+        else:
+            assert row["right"]
+    assert places == {0, 1, 2, 3}
+    share = sum("[" in row["answer"] for row in drawn) / MANY
+    wrong = sum(not row["right"] for row in drawn) / MANY
+    assert share == pytest.approx(0.7, abs=0.04) and wrong == pytest.approx(0.21, abs=0.04)
+    assert all(row["right"] for row in rows("addition_thoughts", "train", 500, 0, right=1))
+    assert not any("[" in row["answer"] for row in rows("addition_thoughts", "train", 500, 0, thoughts=0))
+
+
 def test_the_first_wrong_step_of_demonstrations() -> None:
     drawn = rows("multi_step_demonstrations", "train", MANY, 0)
     for row in drawn:
