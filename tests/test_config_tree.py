@@ -130,7 +130,8 @@ def type_of(dataset: str) -> str:
     loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml"), resolve=False)
     if "_target_" in loaded:
         return str(read(loaded["_target_"]).attributes["type"])
-    return str(loaded.get("type", "completion"))
+    others = [name for name in loaded.get("defaults", []) if name not in ("_base", "_self_")]
+    return str(loaded.get("type") or (type_of(others[-1]) if others else "completion"))
 
 
 # A model of each kind, and what is measured of it.
