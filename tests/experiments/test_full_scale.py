@@ -72,7 +72,7 @@ QUICK_ROWS = different(FULL_ROWS, apart=True)
 CHANGED = {
     "model": {"id", "from_run", "architecture", "tokenizer"},
     "training": {"steps", "epochs", "batch_size", "micro_batch_size", "too_long", "log_every", "checkpoint_every"},
-    "method": {"max_new_tokens"},
+    "method": {"max_new_tokens", "presamples", "near_perfect", "rehearsal_size"},
     "optimizer": set(),
     "engine": set(),
     "adapter": set(),
