@@ -98,7 +98,10 @@ REFERRED = {
 
 
 def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
-    """A local copy of a hub set, with the columns that its templates name; one text is too long for any training."""
+    """A local copy of a hub set, with the columns that its templates name.
+
+    One text is too long for any training; of problems, to which a group of responses is written, all are short.
+    """
     columns = {
         field
         for value in dataset.values()
@@ -106,13 +109,9 @@ def write_local_copy(dataset: dict[str, Any], root: Path) -> None:
         for _, field, _, _ in Formatter().parse(value)
         if field
     }
-    repeats = [1 + number % 4 for number in range(15)] + [1000]
-    # What an answer is checked against is part of no training sequence: nothing there can be too long.
-    checked = dataset["completion"] if dataset["type"] == "problem" else ""
-    short = {field for _, field, _, _ in Formatter().parse(checked) if field}
+    repeats = [1 + number % 4 for number in range(15)] + [4 if dataset["type"] == "problem" else 1000]
     rows: list[dict[str, Any]] = [
-        {column: f"{column} {number} " * (1 if column in short else times) for column in columns}
-        for number, times in enumerate(repeats)
+        {column: f"{column} {number} " * times for column in columns} for number, times in enumerate(repeats)
     ]
     if dataset["layout"] == "dialogue":  # a column is a whole dialogue
         rows = [
