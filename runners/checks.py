@@ -240,14 +240,16 @@ _EVALUATED = {"preference": "pair", "judge": "completion", "mauve": "completion"
 
 
 def _check_graders(config: dict[str, Any]) -> None:
-    """There are rewards where they are asked for, and each can be found."""
+    """There are rewards where they are asked for, and each can be found, as environments can."""
     if config["method"].get("rewards") == []:
         raise UserError("method.rewards=[]: must name at least one reward, as [{function: module.function}]")
-    for key, settings in fingerprint.graders(config):
-        try:
+    try:
+        for key, settings in fingerprint.graders(config):
             check_grader(settings, key)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        for key, path in fingerprint.environments(config):
+            check_function(path, f"{key}={path}")
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_evaluation_data(evaluation: dict[str, Any]) -> None:

@@ -133,6 +133,7 @@ class RunSpec:
         for _, reward in [*fingerprint.rewards(self.config), *fingerprint.graders(self.config)]:
             if reward.get("function"):
                 roots.append(reward["function"].rpartition(".")[0])
+        roots += [path.rpartition(".")[0] for _, path in fingerprint.environments(self.config)]
         tasks = [*self.config["evaluation"]["tasks"], *validation_tasks(self.config)]
         return fingerprint.sources(roots, fingerprint.task_sources({**self.config["evaluation"], "tasks": tasks}))
 

@@ -209,6 +209,13 @@ def graders(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{key}[{place}]", one) for key, found in listed for place, one in enumerate(found or ())] + shown
 
 
+def environments(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Dotted paths of the functions that tell what is allowed, with their keys: of the method, of the evaluation."""
+    found = [("method.environment", config["method"].get("environment"))]
+    found += [(f"{key}.environment", asked.get("environment")) for _, key, asked in problem_sets(config)]
+    return [(key, path) for key, path in found if path]
+
+
 def problem_sets(config: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """The sets of problems that an evaluation asks of: name of the task, key, settings."""
     evaluation = config.get("evaluation", {})

@@ -292,6 +292,10 @@ class Problems:
     temperature: NonNegativeFloat = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     stop: list[str] | None = None  # texts that end an answer
+    environment: str | None = (
+        None  # dotted path of a function (prompt, actions taken) -> allowed actions; null: any text
+    )
+    max_steps: PositiveInt = 8  # actions at most, where there is an environment
     batch_size: PositiveInt = 64  # of the generation
     seed: NonNegativeInt = 0
     greedy: bool = True  # also the likeliest answer
@@ -306,6 +310,11 @@ class Problems:
             raise ValueError(
                 f"evaluation.problems.pass_at={self.pass_at}: must be at most evaluation.problems.samples, which is "
                 f"{self.samples}"
+            )
+        if self.environment is not None and (self.turns > 1 or self.top_p != 1 or self.stop):
+            raise ValueError(
+                f"evaluation.problems.environment={self.environment}: what is allowed is drawn from as it is: turns "
+                f"must be 1, top_p 1 and stop null, got {self.turns}, {self.top_p} and {self.stop}"
             )
 
 

@@ -1,11 +1,8 @@
 """FoR: a policy over reasoning steps as a GFlowNet, so that trajectories are sampled in proportion to their reward.
 
-Yu et al.: "Flow of Reasoning: Efficient Training of LLM Policy with Divergent Thinking", arXiv 2406.05673. In a state s
-(the prompt and the steps taken so far) the environment allows some actions a, each a text; of these the policy is
-
-    P_F(a | s) = softmax over the allowed a of log pi(a | s),   log pi the sum over an action's tokens
-
-and a trajectory tau has log P_F(tau) = sum_t log P_F(a_t | s_t). Trajectory balance asks that Z P_F = R^beta P_B:
+Yu et al.: "Flow of Reasoning: Efficient Training of LLM Policy with Divergent Thinking", arXiv 2406.05673. Of a
+trajectory tau, the actions that an environment allows, log P_F is that of `methods/rl/actions.py`: log pi renormalised
+over what is allowed in each state. Trajectory balance asks that Z P_F = R^beta P_B:
 
     trajectory_balance   (log Z + log P_F - beta log R - log P_B)^2          one learned log Z (Game24 in their code)
     log_partition        (x - mean of x)^2,  x = log P_F - beta log R - log P_B     (VarGrad; BlocksWorld in their code)
@@ -31,16 +28,16 @@ trajectories, that of a step the mean over problems. beta, the temperature and e
 last value over the share `schedule` of the run (of beta it is their code's; of the others a guess). Their released loss
 gives the last sample's log P_B to all samples; here each has its own.
 
-Actions are tokenised one by one; the last of a trajectory has EOS behind it where the data do (`dataset.add_eos`).
+The last action of a trajectory has EOS behind it where the data do (`dataset.add_eos`).
 
-Legend: M trajectories of a micro-batch, S its sequences (an action in its state each), K target tokens, A actions.
+Legend: M trajectories of a micro-batch, S its sequences (an action in its state each), K target tokens.
 """
 
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
@@ -57,10 +54,10 @@ from methods.generation import most_tokens
 from methods.kinds.causal import frozen, without_dropout
 from methods.method import Context
 from methods.objective import Loss, Objective
+from methods.rl.actions import Row, Steps, Tree, action_logps, drawn, explored
 from methods.rl.advantages import weighted_sum
 from methods.writing import draw_seed, prompt_places
 
-Steps = tuple[int, ...]  # a state or trajectory, as the places of its actions among those that were allowed
 _LEAST_NLL = 1e-2  # of a step, in -1 / ll (ours: a step that the base is sure of would be worth more than success)
 
 
@@ -107,19 +104,6 @@ class FlowOfReasoningConfig:
 
 
 # The maths ------------------------------------------------------------------------------------------------------------
-
-
-def action_logps(scores_S: Tensor, state_S: Tensor) -> Tensor:
-    """log P_F of each action, softmax over those of its state. Returns [S].
-
-    Args:
-        scores_S: log-probability of each action's text.
-        state_S: long, from 0 on, whose actions belong together.
-    """
-    states = int(state_S.max()) + 1 if len(state_S) else 0
-    most = scores_S.new_full((states,), -torch.inf).scatter_reduce(0, state_S, scores_S.detach(), "amax")
-    total = scores_S.new_zeros(states).index_add(0, state_S, (scores_S - most[state_S]).exp())
-    return scores_S - (most + total.log())[state_S]
 
 
 def backward_logp(allowed: Sequence[int]) -> float:
@@ -180,14 +164,6 @@ def scheduled(first: float, last: float, progress: float, share: float) -> float
     return first + (last - first) * min(progress / share, 1.0)
 
 
-def drawn(scores_A: Tensor, temperature: float, epsilon: float, random: np.random.Generator) -> int:
-    """The place of an action: with probability epsilon any, else by softmax(scores / temperature)."""
-    is_any, at = random.random() < epsilon, random.random()
-    chances_A = torch.full_like(scores_A, 1 / len(scores_A)) if is_any else (scores_A / temperature).softmax(0)
-    place = torch.searchsorted(chances_A.cumsum(0), torch.tensor(at, dtype=chances_A.dtype), right=True)
-    return min(int(place), len(scores_A) - 1)
-
-
 # Trajectories ---------------------------------------------------------------------------------------------------------
 
 
@@ -209,30 +185,6 @@ def kept(buffer: Sequence[Tried], found: Sequence[Tried], size: int) -> list[Tri
 def _best(found: Sequence[Tried]) -> Tried:
     """That of the highest reward, of equal ones the first."""
     return max(found, key=lambda one: one.reward)
-
-
-@dataclass
-class _Problem:
-    """A problem of a turn: what its environment allows and the policy says of it, state by state."""
-
-    example: int
-    text: str
-    ids: list[int]
-    environment: Callable[[str, list[str]], list[str]]
-    max_steps: int
-    allowed: dict[Steps, list[str]] = field(default_factory=dict)
-    scores: dict[Steps, Tensor] = field(default_factory=dict)  # of the policy, float64 [A]
-
-    def taken(self, state: Steps) -> list[str]:
-        """The texts of the actions that lead to a state."""
-        return [self.actions(state[:at])[place] for at, place in enumerate(state)]
-
-    def actions(self, state: Steps) -> list[str]:
-        """Those allowed; none where a trajectory is at its end."""
-        if state not in self.allowed:
-            over = len(state) >= self.max_steps
-            self.allowed[state] = [] if over else list(self.environment(self.text, self.taken(state)))
-        return self.allowed[state]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,19 +286,27 @@ class FlowOfReasoning(Objective):
         self._told = {"exponent": beta, "rollout_seconds": time.perf_counter() - began}
         return [rolled]
 
-    def _problem(self, example: int) -> _Problem:
-        ids, name = self.context.examples.prompt(example).tolist(), self.config.environment
-        problem = _Problem(example, self._texts[example][0], ids, self._environment, self.config.max_steps)
+    def _problem(self, example: int) -> Tree:
+        name = self.config.environment
+        problem = Tree(
+            example=example,
+            text=self._texts[example][0],
+            ids=self.context.examples.prompt(example).tolist(),
+            environment=self._environment,
+            tokenised=self._ids,
+            eos=self.context.tokenizer.eos_token_id if self.context.config["dataset"]["add_eos"] else None,
+            max_steps=self.config.max_steps,
+        )
         if not problem.actions(()):
             raise ValueError(f"method.environment={name}: must allow an action at first, of {problem.text!r} got none")
         return problem
 
-    def _tried(self, problems: Sequence[_Problem], turn: int) -> tuple[list[list[Tried]], list[bool]]:
+    def _tried(self, problems: Sequence[Tree], turn: int) -> tuple[list[list[Tried]], list[bool]]:
         """The trajectories of each problem, and whether they are of its buffer."""
         config = self.config
         found: list[list[Tried]] = [[] for _ in problems]
         is_replayed = [False] * len(problems)
-        starts: list[tuple[_Problem, Steps]] = []
+        starts: list[tuple[Tree, Steps]] = []
         for place, problem in enumerate(problems):
             random = np.random.default_rng(self._seed(turn, 0, problem.example))
             buffer = self._buffers.get(problem.example, [])
@@ -358,7 +318,7 @@ class FlowOfReasoning(Objective):
         size = config.group_size
         tried = self._graded(starts, self._explored(starts, turn, 1), turn)
         fresh = [place for place in range(len(problems)) if not is_replayed[place]]
-        again: list[tuple[_Problem, Steps]] = []
+        again: list[tuple[Tree, Steps]] = []
         for number, place in enumerate(fresh):
             found[place] = tried[number * size : (number + 1) * size]
             best = _best(found[place]).steps
@@ -375,7 +335,7 @@ class FlowOfReasoning(Objective):
     def _seed(self, turn: int, part: int, *numbers: int) -> int:
         return draw_seed(self.context.seed, turn, part, *numbers)
 
-    def _explored(self, starts: Sequence[tuple[_Problem, Steps]], turn: int, part: int) -> list[Steps]:
+    def _explored(self, starts: Sequence[tuple[Tree, Steps]], turn: int, part: int) -> list[Steps]:
         """A trajectory from each state on; what is drawn for a problem does not depend on the others."""
         config = self.config
         epsilon = self.at(config.epsilon, config.epsilon_last, turn)
@@ -387,37 +347,14 @@ class FlowOfReasoning(Objective):
             random = np.random.default_rng(self._seed(turn, part, problem.example, number))
             randoms.append(random)
             temperatures.append(hot if random.random() < config.tempered else 1.0)
-        states = [state for _, state in starts]
-        while True:
-            going = [place for place, (problem, _) in enumerate(starts) if problem.actions(states[place])]
-            if not any(self.context.gathered(bool(going))):
-                return states
-            self._score([(starts[place][0], states[place]) for place in going])
-            for place in going:
-                scores_A = starts[place][0].scores[states[place]]
-                action = drawn(scores_A, temperatures[place], epsilon, randoms[place])
-                states[place] = (*states[place], action)
 
-    def _score(self, wanted: Sequence[tuple[_Problem, Steps]]) -> None:
-        """Note what the policy says of the actions of some states, where it is not known. By all processes at once."""
-        missing = {(id(problem), state): problem for problem, state in wanted if state not in problem.scores}
-        rows = [
-            (problem, state, place)
-            for (_, state), problem in missing.items()
-            for place in range(len(problem.actions(state)))
-        ]
-        sums = iter(self._asked("policy", rows)[0])
-        for (_, state), problem in missing.items():
-            told = [next(sums) for _ in problem.actions(state)]
-            problem.scores[state] = torch.tensor(told, dtype=torch.float64)
+        def choose(place: int, scores_A: Tensor) -> int:
+            return drawn(scores_A, temperatures[place], epsilon, randoms[place])
 
-    def _row(self, problem: _Problem, state: Steps, place: int) -> tuple[list[int], list[int]]:
-        """Token ids of a state and of an action in it."""
-        following = (*state, place)
-        *before, action = [self._ids(text) for text in problem.taken(following)]
-        is_end = not problem.actions(following) and self.context.config["dataset"]["add_eos"]
-        ids = [*problem.ids, *(token for step in before for token in step)]
-        return ids, [*action, self.context.tokenizer.eos_token_id] if is_end else action
+        def is_over(own: bool) -> bool:
+            return all(self.context.gathered(own))
+
+        return explored(starts, lambda rows: self._asked("policy", rows)[0], choose, is_over)
 
     def _tokenised(self, text: str) -> list[int]:
         found = self.context.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -425,7 +362,7 @@ class FlowOfReasoning(Objective):
             raise ValueError(f"method.environment={self.config.environment}: an action must not be empty")
         return list(found)
 
-    def _asked(self, role: str, rows: Sequence[tuple[_Problem, Steps, int]]) -> tuple[list[float], list[int]]:
+    def _asked(self, role: str, rows: Sequence[Row]) -> tuple[list[float], list[int]]:
         """Log-probabilities of actions under a role's model, without gradient, and their tokens.
 
         Raises:
@@ -445,9 +382,9 @@ class FlowOfReasoning(Objective):
                     counts += torch.bincount(batch.sequence_K).tolist()
         return sums, counts
 
-    def _rows(self, rows: Sequence[tuple[_Problem, Steps, int]], limit: int | None = None) -> Batch:
+    def _rows(self, rows: Sequence[Row], limit: int | None = None) -> Batch:
         """Actions in their states, as a batch."""
-        ids = [self._row(*row) for row in rows]
+        ids = [tree.row(state, place) for tree, state, place in rows]
         longest = max(len(before) + len(after) for before, after in ids)
         if limit is not None and longest > limit:
             raise ValueError(
@@ -459,7 +396,7 @@ class FlowOfReasoning(Objective):
 
     # Rewards ----------------------------------------------------------------------------------------------------------
 
-    def _graded(self, starts: Sequence[tuple[_Problem, Steps]], found: Sequence[Steps], turn: int) -> list[Tried]:
+    def _graded(self, starts: Sequence[tuple[Tree, Steps]], found: Sequence[Steps], turn: int) -> list[Tried]:
         """Each trajectory with its rewards. By all processes at once."""
         written = [problem.taken(steps) for (problem, _), steps in zip(starts, found, strict=True)]
         examples = [problem.example for problem, _ in starts]
@@ -485,7 +422,7 @@ class FlowOfReasoning(Objective):
             for steps, score, more in zip(found, score_N.tolist(), likelihoods, strict=True)
         ]
 
-    def _likelihoods(self, problems: Sequence[_Problem], found: Sequence[Steps]) -> list[float]:
+    def _likelihoods(self, problems: Sequence[Tree], found: Sequence[Steps]) -> list[float]:
         """What the base model's likelihood adds to the reward of each trajectory."""
         config = self.config
         if config.likelihood == "none":
@@ -501,7 +438,7 @@ class FlowOfReasoning(Objective):
 
     # The loss ---------------------------------------------------------------------------------------------------------
 
-    def _batch(self, told: Sequence[tuple[_Problem, Sequence[Tried], bool]], beta: float) -> Batch:
+    def _batch(self, told: Sequence[tuple[Tree, Sequence[Tried], bool]], beta: float) -> Batch:
         """The trajectories of some problems, and whether they are of its buffer, as a batch."""
         rows: dict[tuple[int, Steps, int], int] = {}
         states: list[int] = []

@@ -3,8 +3,9 @@
 Each problem is answered `samples` times; a reward (`evals/rewards/`) says what an answer is worth, and 1 is solved.
 With `turns` above 1, an answer that is not solved is followed by its feedback and another attempt, in each sample on
 its own, until it is solved or the last turn is over. What the feedback is about may be other tests than those that
-count (`feedback`). `evaluation.problems` is one set of problems; `evaluation.problem_sets` several, each a task of its
-name.
+count (`feedback`). With an `environment`, answers are made of the actions that it allows, drawn by what the model says
+of each (`methods/rl/actions.py`). `evaluation.problems` is one set of problems; `evaluation.problem_sets` several, each
+a task of its name.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from runners.engine import device
 from runners.errors import UserError
 from runners.measuring.comparison import sums_over_tokens
 from runners.measuring.sampling import Prompt, as_of, bounded, decoded, sampled, sampling_of
+from runners.measuring.trajectories import Policy
 from runners.models import context_length
 from runners.start import Tell
 
@@ -181,7 +183,10 @@ def _higher(name: str) -> bool | None:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Answers to some prompts: texts, tokens with EOS, what they are worth, feedback, lengths without EOS, ends."""
+    """Answers to some prompts: texts, tokens with EOS, what they are worth, feedback, lengths without EOS, ends.
+
+    entropies: of actions, where an environment allows some; else none, and tokens have them.
+    """
 
     texts: list[str]
     tokens: list[list[int]]
@@ -189,6 +194,7 @@ class _Answers:
     feedback: list[str]
     lengths: list[int]
     ended: list[bool]
+    entropies: list[float]
 
 
 class _Loop:
@@ -206,6 +212,10 @@ class _Loop:
         self._shown = (
             load_grader(settings["feedback"], f"{asked.key}.feedback", device()) if settings["feedback"] else None
         )
+        kind = spec.config["model"]["kind"]
+        self._policy = (
+            Policy(model, kind, asked.prompts, settings, asked.key, tokenizer) if settings["environment"] else None
+        )
         self._of = [number for number in range(len(asked.prompts)) for _ in range(settings["samples"])]
         self.first = self._answered([asked.prompts[number].ids for number in self._of], self._of, turn=0)
 
@@ -218,11 +228,17 @@ class _Loop:
         sampling = sampling_of(asked, tokenizer)
         what = f"answers, turn {turn + 1}" if turn >= 0 else "greedy answers"
         seed = settings["seed"] * 1000 + turn + 1
-        written = sampled(
-            self._model, prompts, sampling, settings["batch_size"], seed, what, self._tell(what), tokenizer
-        )
-        found = decoded(written, tokenizer)
-        ended = [tokens[-1:] == [sampling.eos] or len(tokens) < settings["max_new_tokens"] for tokens in written]
+        entropies: list[float] = []
+        if self._policy is not None:
+            drawn = self._policy.answers(of, asked["temperature"], seed, self._asked.longest, what, self._tell(what))
+            found, written = [one.text for one in drawn], [one.tokens for one in drawn]
+            ended, entropies = [True] * len(drawn), [one.entropy for one in drawn]
+        else:
+            written = sampled(
+                self._model, prompts, sampling, settings["batch_size"], seed, what, self._tell(what), tokenizer
+            )
+            found = decoded(written, tokenizer)
+            ended = [tokens[-1:] == [sampling.eos] or len(tokens) < settings["max_new_tokens"] for tokens in written]
         told = Sampled(
             prompts=[self._asked.prompts[number].text for number in of],
             responses=found,
@@ -245,7 +261,7 @@ class _Loop:
         except ValueError as error:
             raise UserError(str(error)) from error
         lengths = [len(tokens) - (tokens[-1:] == [sampling.eos]) for tokens in written]
-        return _Answers(found, written, scores, feedback, lengths, ended)
+        return _Answers(found, written, scores, feedback, lengths, ended, entropies)
 
     def solved_by_turn(self) -> list[list[bool]]:
         """For each turn whether each sample is solved by then."""
@@ -280,6 +296,8 @@ class _Loop:
 
     def entropies(self) -> NDArray[np.float64]:
         """Of the answers of the first turn, by the chain rule on themselves. Shape [samples]."""
+        if self._policy is not None:
+            return np.array(self.first.entropies)
         config, prompts = self._spec.config, self._asked.prompts
         kind = adapter(config["model"]["kind"])
         sequences = [

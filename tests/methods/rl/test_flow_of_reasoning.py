@@ -9,14 +9,13 @@ from pydantic import TypeAdapter
 
 from evals.number_game import actions, reward
 from methods.forward import Forward
+from methods.rl.actions import action_logps, drawn
 from methods.rl.flow_of_reasoning import (
     FlowOfReasoning,
     FlowOfReasoningConfig,
     Trajectories,
     Tried,
-    action_logps,
     backward_logp,
-    drawn,
     kept,
     log_partition_losses,
     mean_by_problem,
