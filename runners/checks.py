@@ -155,6 +155,7 @@ def _check_combination(config: dict[str, Any], chosen: dict[str, str]) -> None:
             raise UserError(str(error)) from error
         _check_reward_chat(config, key, reward)
     _check_graders(config)
+    _check_sampler(config)
     # Each on its own: other items of one task may choose, and measure.
     for key, tasks in (
         ("evaluation.tasks", config["evaluation"]["tasks"]),
@@ -237,6 +238,23 @@ def _check_reward_chat(config: dict[str, Any], key: str, reward: dict[str, Any])
 
 # What `evaluation:` asks of data, by the type of data that it needs.
 _EVALUATED = {"preference": "pair", "judge": "completion", "mauve": "completion", "thoughts": "completion"}
+
+
+def _check_sampler(config: dict[str, Any]) -> None:
+    """What vLLM writes can be scored by the trained model."""
+    if config["engine"]["sampler"] != "vllm":
+        return
+    if config["model"]["kind"] != "causal":
+        raise UserError(f"engine.sampler=vllm: writes with causal language models, got {config['model']['kind']}")
+    if config["adapter"]["_target_"]:
+        raise UserError(
+            "engine.sampler=vllm: takes whole weights; with an adapter set engine.sampler to in_place or copy"
+        )
+    if config["method"].get("top_p", 1.0) != 1.0:
+        raise UserError(
+            f"method.top_p={config['method']['top_p']}: must be 1 with engine.sampler=vllm, whose log-probabilities "
+            "are those of what is left after the cut"
+        )
 
 
 def _check_graders(config: dict[str, Any]) -> None:

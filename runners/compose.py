@@ -27,7 +27,16 @@ from runners.schema import GROUPS, PARTS, SELECTION, TARGETS, Root
 # Keys that say only where a run happens and where it is logged: not part of its identity.
 _WHERE = {
     "evaluation": ("batch_size", "data_root", "include_path", "confirm_run_unsafe_code"),
-    "engine": ("zero_stage", "offload", "activation_checkpointing", "logits_chunk", "threads", "sampler"),
+    "engine": (
+        "zero_stage",
+        "offload",
+        "activation_checkpointing",
+        "logits_chunk",
+        "threads",
+        "sampler",
+        "sampler_memory",
+        "sampler_length",
+    ),
     "training": ("micro_batch_size", "checkpoint_every", "checkpoint_minutes", "log_every", "profile"),
     "model": ("model_type",),  # says again what the weights say
     "dataset": ("data_root",),
@@ -162,6 +171,8 @@ class RunSpec:
             left_out = _WHERE.get(group, ())
             kept = {key: value for key, value in self.config[group].items() if key not in left_out}
             decides[group] = copy.deepcopy(kept)
+        if self.config["engine"]["sampler"] == "vllm":  # it draws other tokens than the others, which draw the same
+            decides["engine"]["sampler"] = "vllm"
         if decides["model"]["from_run"]:
             decides["model"]["from_run"] = self.parents[0].identity
         if decides["model"].pop("from_runs"):

@@ -36,6 +36,7 @@ from runners.record import Recorder
 from runners.sampler import WeightCopy
 from runners.start import Start
 from runners.tracker import Tracker
+from runners.vllm_sampler import VllmSampler, check_installed
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class ModelContext(RunContext):
         self._roles: dict[str, nn.Module] = {}
         self._engines: dict[str, TrainingEngine] = {}
         self._copies: dict[str, WeightCopy] = {}  # of trained roles, to write with
+        self._served: dict[str, VllmSampler] = {}  # the same, by vLLM
+        if spec.config["engine"]["sampler"] == "vllm":
+            check_installed()
         self._reports: dict[str, float] = {}  # of the parts
         self._being_replaced = False
         self._training = False  # from then on no role is what training starts from
@@ -319,6 +323,8 @@ class ModelContext(RunContext):
     def write(self, role: str, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Written]:
         """As `sample`, with how likely each token was."""
         model, lockstep = self.role(role), self._sharded
+        if self.config["engine"]["sampler"] == "vllm" and role in self._engines:
+            return self._vllm(role).write(prompts, sampling, seed)
         if self.config["engine"]["sampler"] == "copy" and role in self._engines:
             model, lockstep = self._copy(role).current(), False
         return write(model, prompts, sampling, seed, lockstep=lockstep, logps=True, tokenizer=self.tokenizer)
@@ -329,6 +335,14 @@ class ModelContext(RunContext):
             whole = self._prepared_to_train(self._starting_model()).to(device())
             self._copies[role] = WeightCopy(whole, self._engines[role])
         return self._copies[role]
+
+    def _vllm(self, role: str) -> VllmSampler:
+        """The vLLM engine that writes as a trained role."""
+        if role not in self._served:
+            like, engine = self._starting_model(), self._engines[role]
+            longest = self.config["engine"]["sampler_length"] or self._context_length
+            self._served[role] = VllmSampler(like, self.tokenizer, engine, self.config["engine"], longest)
+        return self._served[role]
 
     @property
     def _sharded(self) -> bool:

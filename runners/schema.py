@@ -377,7 +377,9 @@ class Engine:
     offload: Literal["none", "optimizer", "all"] = "none"  # to CPU memory; optimizer: ZeRO 1-3, all: ZeRO 3
     activation_checkpointing: bool = False
     logits_chunk: PositiveInt | None = 1024  # target tokens whose logits are made at a time; null: all at once
-    sampler: Literal["in_place", "copy"] = "in_place"  # what a policy writes with while it is trained
+    sampler: Literal["in_place", "copy", "vllm"] = "in_place"  # what a policy writes with while it is trained
+    sampler_memory: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3  # share of a GPU's that vllm takes
+    sampler_length: PositiveInt | None = None  # tokens that vllm has room for; null: as many as the model
     threads: PositiveInt | None = None  # CPU threads of PyTorch; null: its own choice
 
     def __post_init__(self) -> None:
