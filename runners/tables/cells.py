@@ -3,7 +3,8 @@
 - A **cell** is the mean over the seeds the experiment lists for its row, with a 95% Student-t interval. A cell of which
   some seeds are not done shows the mean of those that are, with "k of m", and is never more than *inconclusive*: the
   seeds left out may be those that went badly. A cell with no done seed says why, by the worst of its runs: *failed*
-  (also a done run without this number), else *stale*, else *missing* (also a run in progress).
+  (also a done run without this number), else *stale*, else *missing* (also a run in progress). Of a row that trains
+  nothing, numbers of training are just not there.
 - A **relation** (`minus`, `over`) is computed per seed and then averaged, so that what two rows share cancels.
 - A **verdict** compares a cell with its published number: *not comparable* (published at another scale, or this scale's
   setting is ours or partly so), *differs* (outside an interval of at least 3 seeds), *reproduced* (inside it, and the
@@ -158,9 +159,11 @@ def _judged(
     return replace(cell, verdict=verdict, reason=reason)
 
 
-def _absence(gaps: Sequence[Gap]) -> str:
-    """The verdict of a cell with no value at all: the worst of its runs."""
+def _absence(gaps: Sequence[Gap]) -> str | None:
+    """The verdict of a cell with no value at all: the worst of its runs; none where there can be no value."""
     statuses = {gap.status for gap in gaps}
+    if statuses == {"untrained"}:
+        return None
     if statuses & {"failed", "unusable"}:
         return "failed"
     return "stale" if "stale" in statuses else "missing"

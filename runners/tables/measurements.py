@@ -35,7 +35,11 @@ class CellRun:
 
 @dataclass(frozen=True)
 class Gap:
-    """Why a seed has no value: its run's status, or "unusable" for a done run without this number. `row`: its label."""
+    """Why a seed has no value. `row`: its label.
+
+    status: its run's; or, of a done run, "untrained" where the number is one of training and it trains nothing, and
+    "unusable" where it lacks the number for another reason.
+    """
 
     row: str
     seed: int
@@ -161,10 +165,21 @@ class Measurements:
                 continue
             value = _column_value(self.columns, column, run.metrics or {})
             if isinstance(value, str):
-                sample.gaps.append(Gap(row.label, seed, "unusable", value))
+                status = (
+                    "untrained" if self._is_of_training(column) and "train" not in (run.metrics or {}) else "unusable"
+                )
+                sample.gaps.append(Gap(row.label, seed, status, value))
             else:
                 sample.values[seed] = value
         return sample
+
+    def _is_of_training(self, key: str) -> bool:
+        column = self.columns[key]
+        return (
+            all(map(self._is_of_training, column.mean_of))
+            if column.mean_of
+            else str(column.metric).startswith("train/")
+        )
 
 
 def _column_value(columns: Mapping[str, Column], key: str, metrics: Mapping[str, Mapping[str, Any]]) -> float | str:

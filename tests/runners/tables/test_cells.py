@@ -229,6 +229,24 @@ def test_a_metric_the_result_lacks_is_named():
     assert "Left out: Pre-trained seed 0: its result has no metric world/acc,none." in table.footnotes
 
 
+def test_a_row_that_trains_nothing_has_no_numbers_of_training():
+    """A mean of such columns neither; of a trained one, and of another number, it is a mistake."""
+    columns = {
+        "general": {"label": "General", "metric": "world/acc,none", "better": "higher", "percent": True},
+        "written": {"label": "Written", "metric": "train/written_tokens", "better": "neither"},
+        "both": {"label": "Both", "mean_of": ["written", "written"]},
+    }
+    trained = {"world": {"acc,none": 0.5}, "train": {"loss": 1.0}}
+    results = [run("base", 0, metrics={"world": {"acc,none": 0.5}}), run("sft", 1, metrics=trained)]
+    table = build_table(config(columns={"mini": columns, "full": columns}), "mini", results)
+    for column in ("written", "both"):
+        found = cell(table, "base", column)
+        assert (found.mean, found.verdict) == (None, None)
+    assert cell(table, "sft", "written").verdict == "failed"
+    assert not any("Pre-trained" in note for note in table.footnotes)
+    assert any("Standard FT seed 1: its result has no metric train/written_tokens" in note for note in table.footnotes)
+
+
 def test_the_logarithm_of_nothing_fails_the_cell():
     found = cell(build_table(config(), "mini", [run("base", 0, perplexity=0.0)]), "base", "nll")
     assert found.verdict == "failed" and "no logarithm" in found.reason
