@@ -9,7 +9,7 @@ from tests.models import batches_of
 PROBLEMS = [("copy 12:", "12"), ("sort 321:", "123"), ("flip 7:", "7")]
 
 
-def vowels(prompts, responses):
+def early_letters(prompts, responses):
     """A reward that a random model differs in: the share of its letters that come early."""
     return [sum(ord(letter) < 128 for letter in response) / max(len(response), 1) for response in responses]
 
@@ -53,7 +53,7 @@ class RlContext(FakeContext):
 
 def config_of(config_type, **settings):
     """Settings of a method, small; one optimizer step a turn."""
-    small = {"rewards": [{"function": "tests.methods.rl.running.vowels"}], "group_size": 4, "max_new_tokens": 6}
+    small = {"rewards": [{"function": "tests.methods.rl.running.early_letters"}], "group_size": 4, "max_new_tokens": 6}
     return config_type(**{**small, "beta": 0.0, "minibatches": 1, "temperature": 1.0, **settings})
 
 

@@ -210,8 +210,8 @@ def test_without_solved_prompts_it_is_grpo():
     """Exactly, with nothing sampled in advance; and where the start solves none."""
     grpo = Grpo(config_of(GrpoConfig, aggregation="token"))
     loss, expected, _ = step(started(grpo, context := RlContext()), context)
-    vowels = [{"function": "tests.methods.rl.running.vowels"}]
-    off, context = arranged(dph(near_perfect=None, rewards=vowels))
+    early_letters = [{"function": "tests.methods.rl.running.early_letters"}]
+    off, context = arranged(dph(near_perfect=None, rewards=early_letters))
     assert context.asked == []
     got, gradients, _ = step(off, context)
     assert got == loss

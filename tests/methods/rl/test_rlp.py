@@ -307,7 +307,7 @@ def test_mean_reward_over_the_data_is_a_difference_of_losses():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"dynamic_sampling": 2}, r"method\.dynamic_sampling=2: must be 0"),
     ({"combine": "normalise_then_sum"}, r"method\.combine=normalise_then_sum: must be sum_then_normalise"),
-    ({"rewards": [{"function": "tests.methods.rl.running.vowels"}]}, "rewards"),
+    ({"rewards": [{"function": "tests.methods.rl.running.early_letters"}]}, "rewards"),
     ({"group_size": 1}, "group_size"),
     ({"tau": 1.5}, "tau"),
     ({"tau": -0.1}, "tau"),
