@@ -292,9 +292,7 @@ class Problems:
     temperature: NonNegativeFloat = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     stop: list[str] | None = None  # texts that end an answer
-    environment: str | None = (
-        None  # dotted path of a function (prompt, actions taken) -> allowed actions; null: any text
-    )
+    environment: str | None = None  # a function (prompt, actions taken) -> allowed actions; null: any text
     max_steps: PositiveInt = 8  # actions at most, where there is an environment
     batch_size: PositiveInt = 64  # of the generation
     seed: NonNegativeInt = 0

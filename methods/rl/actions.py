@@ -13,6 +13,8 @@ Legend: S actions of several states, A actions of one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,19 @@ def drawn(scores_A: Tensor, temperature: float, epsilon: float, random: np.rando
     chances_A = torch.full_like(scores_A, 1 / len(scores_A)) if is_any else (scores_A / temperature).softmax(0)
     place = torch.searchsorted(chances_A.cumsum(0), torch.tensor(at, dtype=chances_A.dtype), right=True)
     return min(int(place), len(scores_A) - 1)
+
+
+def tokeniser(tokenizer: Any, told: str = "") -> Callable[[str], list[int]]:
+    """From an action to its tokens, which are noted. An empty action is a ValueError, which begins with `told`."""
+
+    @lru_cache(maxsize=1 << 14)
+    def tokenised(text: str) -> list[int]:
+        found = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not found:
+            raise ValueError(f"{told}an action must not be empty")
+        return list(found)
+
+    return tokenised
 
 
 @dataclass(kw_only=True)

@@ -38,7 +38,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -54,7 +54,7 @@ from methods.generation import most_tokens
 from methods.kinds.causal import frozen, without_dropout
 from methods.method import Context
 from methods.objective import Loss, Objective
-from methods.rl.actions import Row, Steps, Tree, action_logps, drawn, explored
+from methods.rl.actions import Row, Steps, Tree, action_logps, drawn, explored, tokeniser
 from methods.rl.advantages import weighted_sum
 from methods.writing import draw_seed, prompt_places
 
@@ -242,7 +242,7 @@ class FlowOfReasoning(Objective):
         name = self.config.environment
         self._environment = dotted_function(name, f"method.environment={name}")
         self._texts = context.plain_texts
-        self._ids = lru_cache(maxsize=1 << 14)(self._tokenised)
+        self._ids = tokeniser(context.tokenizer, f"method.environment={name}: ")
         return {}
 
     # A turn -----------------------------------------------------------------------------------------------------------
@@ -355,12 +355,6 @@ class FlowOfReasoning(Objective):
             return all(self.context.gathered(own))
 
         return explored(starts, lambda rows: self._asked("policy", rows)[0], choose, is_over)
-
-    def _tokenised(self, text: str) -> list[int]:
-        found = self.context.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not found:
-            raise ValueError(f"method.environment={self.config.environment}: an action must not be empty")
-        return list(found)
 
     def _asked(self, role: str, rows: Sequence[Row]) -> tuple[list[float], list[int]]:
         """Log-probabilities of actions under a role's model, without gradient, and their tokens.

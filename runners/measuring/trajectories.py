@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from evals.rewards.load import dotted_function
 from methods.batch import Batch
 from methods.examples import Examples
 from methods.kinds import adapter
-from methods.rl.actions import Row, Steps, Tree, drawn, explored
+from methods.rl.actions import Row, Steps, Tree, drawn, explored, tokeniser
 from methods.writing import draw_seed
 from runners.errors import UserError
 from runners.measuring.comparison import sums_over_tokens
@@ -51,7 +50,7 @@ class Policy:
         except ValueError as error:
             raise UserError(str(error)) from error
         eos = tokenizer.eos_token_id if settings["dataset"]["add_eos"] else None
-        tokenised = lru_cache(maxsize=1 << 14)(self._tokenised)
+        tokenised = tokeniser(tokenizer)
         self._trees = [
             Tree(
                 example=number,
@@ -64,12 +63,6 @@ class Policy:
             )
             for number, prompt in enumerate(prompts)
         ]
-
-    def _tokenised(self, text: str) -> list[int]:
-        found = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not found:
-            raise ValueError("an action must not be empty")
-        return list(found)
 
     def answers(
         self, of: Sequence[int], temperature: float, seed: int, longest: int, what: str, tell: Tell
